@@ -1,0 +1,44 @@
+# Every target sets itself up: the first one makes .venv and installs walvec with pinned versions into it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test check fmt bench clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY) ## .venv with walvec and its tools
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY) ## everything embedded: a table, its vectors, searches, a kill and a recovery
+	@$(BIN)/walvec demo
+
+up: $(READY) ## walvec on http://127.0.0.1:8080, data in ./.walvec
+	@$(BIN)/walvec up
+
+test: $(READY) ## all tests, on a real PostgreSQL that comes with the installation
+	$(BIN)/pytest -m "not bench" -rs
+
+check: $(READY) ## style, types, import laws, fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/unit tests/contract -m "not bench" -k "not postgres and not pgvector and not kafka"
+
+fmt: $(READY) ## format and mend what can be mended
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## measurements of the whole pipeline, as a table and as JSON
+	$(BIN)/python -m tests.bench.pipeline
+
+clean: ## caches and .venv
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
