@@ -1,0 +1,1 @@
+"""What the roles agree on: values, records, their wire format. Law: pure, no I/O, no clock, no client library."""

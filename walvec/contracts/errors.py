@@ -1,0 +1,145 @@
+"""Kinds of failure. An adapter turns a foreign exception into one of these; nothing above it sees another library's.
+
+Every error says what is wrong (`message`) and what mends it (`cure`): both are shown to the user as they stand.
+"""
+
+from __future__ import annotations
+
+
+class WalvecError(Exception):
+    """Base of all expected failures. `kind` is stable and machine-readable."""
+
+    kind = "internal"
+
+    def __init__(self, message: str, cure: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.cure = cure
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.cure}".rstrip() if self.cure else self.message
+
+
+class DecodeError(WalvecError):
+    """Bytes that are not what the protocol or the wire format says."""
+
+    kind = "decode"
+
+
+class ConfigError(WalvecError):
+    """Settings or a definitions file that cannot be used."""
+
+    kind = "config"
+
+
+class DefinitionError(WalvecError):
+    """A definition that does not fit the source, the provider or the store."""
+
+    kind = "definition"
+
+
+class SourceUnavailable(WalvecError):
+    """The source database cannot be reached now; try again."""
+
+    kind = "source_unavailable"
+
+
+class SourceRejected(WalvecError):
+    """The source answers, and refuses: a right, a setting, a password. A person must mend it."""
+
+    kind = "source_rejected"
+
+
+class SlotInUse(WalvecError):
+    """Another reader holds the slot (55006). Wait: this process is the standby."""
+
+    kind = "slot_in_use"
+
+
+class SlotLost(WalvecError):
+    """The slot is gone or invalidated (42704, 55000): a gap, handled by the `on_slot_loss` policy."""
+
+    kind = "slot_lost"
+
+
+class TableChanged(WalvecError):
+    """A used column was dropped, renamed or retyped: this table stops, the others go on."""
+
+    kind = "table_changed"
+
+
+class ProviderWait(WalvecError):
+    """Rate limit, overload, transport: pause the provider, no row loses an attempt. `retry_after`: seconds or None."""
+
+    kind = "provider_wait"
+
+    def __init__(self, message: str, cure: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message, cure)
+        self.retry_after = retry_after
+
+
+class ProviderStop(WalvecError):
+    """Bill, key, model: the table is blocked until a person acts; probed slowly, heals by itself."""
+
+    kind = "provider_stop"
+
+
+class ProviderRejectedInput(WalvecError):
+    """Something in this request cannot be embedded: halve down to the culprit, then dead letter.
+
+    `limit` names a request limit the answer taught ("items", "tokens", "bytes"), or None; then nobody is guilty.
+    """
+
+    kind = "provider_input"
+
+    def __init__(self, message: str, cure: str = "", limit: str | None = None) -> None:
+        super().__init__(message, cure)
+        self.limit = limit
+
+
+class StoreUnavailable(WalvecError):
+    """The vector store cannot be reached now; try again."""
+
+    kind = "store_unavailable"
+
+
+class StoreRejected(WalvecError):
+    """The store refuses this data or this definition; trying again changes nothing."""
+
+    kind = "store_rejected"
+
+
+class LogUnavailable(WalvecError):
+    """The log cannot be written or read now; try again."""
+
+    kind = "log_unavailable"
+
+
+class LogDamaged(WalvecError):
+    """The local log's file is damaged. It is kept; a rebackfill is the cure."""
+
+    kind = "log_damaged"
+
+
+class PartitionLost(WalvecError):
+    """The partition belongs to another consumer now; what is in hand is given up."""
+
+    kind = "partition_lost"
+
+
+class ControlUnavailable(WalvecError):
+    """The control database cannot be reached now; try again."""
+
+    kind = "control_unavailable"
+
+
+class NotFound(WalvecError):
+    """No such connection, provider, vector table, task or letter."""
+
+    kind = "not_found"
+
+
+class Conflict(WalvecError):
+    """It exists already, or is in a state that does not allow this."""
+
+    kind = "conflict"

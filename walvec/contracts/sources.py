@@ -1,0 +1,66 @@
+"""What a source database tells of itself, as values: for preflight, apply, verify and re-reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from walvec.contracts.snapshots import XidSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class TableColumn:
+    """`type` as format_type() writes it (user types schema-qualified), see definitions.model.SourceColumn."""
+
+    name: str
+    type: str
+    type_oid: int
+    base_type: str
+    codec: str
+    nullable: bool
+    user_defined: bool
+    generated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTable:
+    """A table as the catalog has it. `key`: primary key columns in index order, () without one.
+    `unique_keys`: other unique, NOT NULL, non-partial, immediate indexes by name. `identity`: d n f i."""
+
+    schema: str
+    name: str
+    oid: int
+    columns: tuple[TableColumn, ...]
+    key: tuple[str, ...]
+    unique_keys: Mapping[str, tuple[str, ...]]
+    identity: str
+    identity_columns: tuple[str, ...]
+    partitioned: bool
+    estimated_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One preflight check. `cure`: the exact statement or setting that mends a failed one."""
+
+    name: str
+    ok: bool
+    detail: str
+    cure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRow:
+    """A row read by SELECT, in the shape of a change's `after`."""
+
+    after: Mapping[str, Any]
+    exact: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RowsRead:
+    """Rows by canonical key (absent keys had no row) and the snapshot they were read with (rule one-snapshot)."""
+
+    rows: Mapping[bytes, ReadRow]
+    snapshot: XidSnapshot

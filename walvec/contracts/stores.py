@@ -1,0 +1,72 @@
+"""What a vector store tells and takes, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from walvec.contracts.position import Position
+from walvec.contracts.vectors import VectorRecord
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVersion:
+    """The store's version of a key. `hashes`: content hash per chunk, () for a tombstone."""
+
+    position: Position
+    live: bool
+    hashes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a batch. `refused_claims` go back to `.changes`, forced; `rejected` are dead letters."""
+
+    applied: int = 0
+    refused_claims: Sequence[VectorRecord] = ()
+    rejected: Sequence[tuple[VectorRecord, str]] = ()
+
+
+FilterOp = Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "nin", "exists"]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One comparison on a metadata column."""
+
+    field: str
+    op: FilterOp
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """All of `conditions` and, for each group of `any_of`, at least one of its filters."""
+
+    conditions: tuple[Condition, ...] = ()
+    any_of: tuple[tuple[Filter, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One search result. `key`: key columns by name, JSON values; `score`: cosine similarity."""
+
+    key: Mapping[str, Any]
+    chunk: int
+    score: float
+    text: str
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """Canonical keys where source and store disagree."""
+
+    missing: list[bytes] = field(default_factory=list)
+    orphaned: list[bytes] = field(default_factory=list)
+    stale: list[bytes] = field(default_factory=list)
+    duplicate: list[bytes] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.orphaned or self.stale or self.duplicate)
