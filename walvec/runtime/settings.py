@@ -1,0 +1,167 @@
+"""Settings of every process: `walvec.yaml` below `WALVEC_…` environment variables (nested with `__`).
+
+Next: `service.run(settings, stop)` of the role that the command line chose.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DatabaseSettings(Section):
+    url: SecretStr | None = None
+    """Connection string; None = the embedded Postgres in the data directory."""
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        # the driver that SQLAlchemy's addresses name is dropped
+        text = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", value.get_secret_value().strip())
+        if not re.match(r"postgres(ql)?://|\w+\s*=", text):
+            raise ValueError("not a connection string; write postgresql://user:password@host/db")
+        return SecretStr(text)
+
+
+class QdrantSettings(Section):
+    url: str | None = None
+    api_key: SecretStr | None = None
+
+
+class LogSettings(Section):
+    kind: Literal["local", "kafka"] = "local"
+    partitions: int = Field(4, ge=1, le=256)
+    """Partitions of a new topic in the local log."""
+    max_bytes: int = Field(4 * 1024**3, ge=16 * 1024**2)
+    """Size of the local log's file at which `cdc` is made to wait."""
+    retention_seconds: float = Field(3600, ge=0)
+    """How long records are kept after every group has consumed them."""
+    lease_seconds: float = Field(5.0, gt=0)
+    """A consumer that shows no sign of life this long loses its partitions (a dead process loses them at once)."""
+
+
+class KafkaSettings(Section):
+    model_config = ConfigDict(extra="allow")
+    bootstrap_servers: str = "127.0.0.1:9092"
+    partitions: int = Field(8, ge=1)
+    replication_factor: int = -1
+
+
+class ApiSettings(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Bearer tokens that may ask; without any, the API answers on loopback only. One text holds them as a JSON list,
+    or with commas between them."""
+
+    @field_validator("keys", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if not value.lstrip().startswith("["):
+            return [key.strip() for key in value.split(",")] if value.strip() else []
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("neither a JSON list of keys nor keys with commas between them") from None
+
+
+class MetricsSettings(Section):
+    port: int | None = None
+
+
+class CdcSettings(Section):
+    status_interval_seconds: float = Field(1.0, gt=0)
+    """How often a flush position is confirmed to Postgres, whatever the reader is doing."""
+    heartbeat_interval_seconds: float = Field(5.0, gt=0)
+    liveness_timeout_seconds: float = Field(30.0, gt=0)
+    """No byte from the server for this long, although it was pinged: reconnect."""
+    batch_records: int = Field(2000, ge=1)
+    batch_bytes: int = Field(2 * 1024**2, ge=1024)
+    backfill_chunk_rows: int = Field(2000, ge=1)
+    backfill_max_backlog: int = Field(20_000, ge=1)
+    """Records of a table that may wait for the embedder before its backfill pauses: live changes stay first."""
+
+
+class EmbedderSettings(Section):
+    batch_records: int = Field(2000, ge=1)
+    batch_bytes: int = Field(4 * 1024**2, ge=1024)
+    max_batches: int = Field(4, ge=1)
+    """Polled batches that may be in work at once, per vector table."""
+    dead_letter_limit: int = Field(100, ge=1)
+    """Dead letters in a row that stop a table."""
+
+
+class SinkSettings(Section):
+    batch_records: int = Field(2000, ge=1)
+    batch_bytes: int = Field(16 * 1024**2, ge=1024)
+    purge_interval_seconds: float = Field(60.0, gt=0)
+
+
+class ProviderAddress(Section):
+    base_url: str | None = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/]", value):
+            raise ValueError("must begin with http:// or https://")
+        return value
+
+
+class Settings(BaseSettings):
+    """All settings of one process. Unknown keys are refused (`walvec.runtime.config` adds the suggestion)."""
+
+    model_config = SettingsConfigDict(env_prefix="WALVEC_", env_nested_delimiter="__", extra="forbid")
+
+    data_dir: Path = Path(".walvec")
+    environment: str = Field("prod", pattern=r"^[a-z0-9][a-z0-9_-]{0,49}$")
+    secret_key: SecretStr | None = None
+    store: Literal["pgvector", "qdrant"] = "pgvector"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    control_database: DatabaseSettings = DatabaseSettings()
+    pgvector: DatabaseSettings = DatabaseSettings()
+    qdrant: QdrantSettings = QdrantSettings()
+    log: LogSettings = Field(default_factory=lambda: LogSettings.model_validate({}))
+    kafka: KafkaSettings = Field(default_factory=lambda: KafkaSettings.model_validate({}))
+    api: ApiSettings = Field(default_factory=lambda: ApiSettings.model_validate({}))
+    metrics: MetricsSettings = MetricsSettings()
+    cdc: CdcSettings = Field(default_factory=lambda: CdcSettings.model_validate({}))
+    embedder: EmbedderSettings = Field(default_factory=lambda: EmbedderSettings.model_validate({}))
+    sink: SinkSettings = Field(default_factory=lambda: SinkSettings.model_validate({}))
+    providers: dict[str, ProviderAddress] = Field(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment above the file: init arguments carry the file's values."""
+        return (env_settings, init_settings)
+
+    @property
+    def schema_name(self) -> str:
+        """Schema of the views in the store's database."""
+        return "walvec" if self.environment == "prod" else f"walvec_{self.environment}"
+
+
+def settings_from(values: dict[str, Any]) -> Settings:
+    """Settings from a mapping (a parsed file) below the environment. Raises pydantic.ValidationError."""
+    return Settings(**values)
