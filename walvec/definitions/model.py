@@ -1,0 +1,241 @@
+"""Definitions as values. Pure: what a vector table is, without where it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from walvec.contracts.text import ContentHash, TextSpec, hasher
+from walvec.contracts.values import Codec, codec, key_codec
+
+Role = Literal["embedding", "metadata"]
+FilterType = Literal["keyword", "integer", "float", "boolean", "datetime"]
+SyncStatus = Literal["pending", "backfilling", "synced", "paused", "error", "blocked", "pending_rebackfill"]
+Mode = Literal["managed", "platform"]
+StoreKind = Literal["pgvector", "qdrant"]
+TaskType = Literal["backfill", "rebackfill", "replay", "repair"]
+TaskStatus = Literal["pending", "running", "completed", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One source database. `dsn` holds the password: never log it, never answer with it (repr hides it)."""
+
+    id: str
+    name: str
+    provider: str
+    mode: Mode
+    dsn: str = field(repr=False)
+    on_slot_loss: Literal["rebackfill", "halt"] = "rebackfill"
+    status: str = "created"
+    status_message: str = ""
+    created_at: str = ""
+
+    @property
+    def slot(self) -> str:
+        """Name of its replication slot and of its publication."""
+        return "walvec_" + self.id.rpartition("_")[2][:8]
+
+    publication = slot
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingProvider:
+    id: str
+    name: str
+    provider: str
+    api_key: str | None = field(default=None, repr=False)
+    base_url: str | None = None
+    default_model: str | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    created_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a definition, as the user wrote it. `alias` is its name in the view where its own collides."""
+
+    name: str
+    role: Role
+    ordinal: int | None = None
+    name_prefix: str = ""
+    filter_type: FilterType | None = None
+    alias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceColumn:
+    """A source column as it was when the definition was accepted.
+
+    `type`: format_type() with modifiers, schema-qualified for user types; `base_type`: without modifiers, of a domain's
+    base, of an array's element; `codec`: see contracts.values; `user_defined`: enum, domain, composite or reg…, so that
+    another database may lack it.
+    """
+
+    name: str
+    type: str
+    type_oid: int
+    base_type: str
+    codec: str
+    nullable: bool = True
+    user_defined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One materialisation of a vector table: its own storage, model and columns."""
+
+    number: int
+    state: Literal["building", "active", "retired"]
+    embedding_model: str
+    embedding_dimensions: int
+    columns: tuple[Column, ...]
+    key: tuple[SourceColumn, ...]
+    source: tuple[SourceColumn, ...]
+    index: Mapping[str, Any] = field(default_factory=lambda: {"kind": "hnsw"})
+    separator: str = "\n"
+    ready: bool = False
+
+    @property
+    def text_spec(self) -> TextSpec:
+        """Embedding columns, numbered before un-numbered, array order among equals."""
+        found = [c for c in self.columns if c.role == "embedding"]
+        found.sort(key=lambda c: (c.ordinal is None, c.ordinal or 0))
+        return TextSpec(tuple((c.name, c.name_prefix) for c in found), self.separator)
+
+    @property
+    def embedding_columns(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.text_spec.columns)
+
+    @property
+    def metadata_columns(self) -> tuple[Column, ...]:
+        return tuple(c for c in self.columns if c.role == "metadata")
+
+    @property
+    def used_columns(self) -> tuple[SourceColumn, ...]:
+        """Source columns that a change record's `after` carries, in source order, each once."""
+        wanted = {c.name for c in self.columns}
+        return tuple(s for s in self.source if s.name in wanted)
+
+    @property
+    def key_codecs(self) -> tuple[tuple[str, Codec], ...]:
+        return tuple((k.name, key_codec(k.codec)) for k in self.key)
+
+    def source_column(self, name: str) -> SourceColumn:
+        return next(s for s in self.source if s.name == name)
+
+    def wire_codec(self, name: str) -> Codec:
+        """A column that is only embedded travels as its text; a metadata column travels typed."""
+        column = self.source_column(name)
+        typed = any(c.name == name and c.role == "metadata" for c in self.columns)
+        return codec(column.codec if typed or column.codec == "bool" else "text")
+
+    def needs_exact_text(self, name: str) -> bool:
+        """Both roles: the typed JSON must also give the embedded text back, letter by letter. Base64 does not, without
+        its codec, which the reader of a change does not have."""
+        codec = self.wire_codec(name)
+        return name in self.embedding_columns and (codec.name == "bytea" or not codec.same_text)
+
+    def hasher(self, provider: str) -> ContentHash:
+        return hasher(provider, self.embedding_model, self.embedding_dimensions)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorTable:
+    """A vector table with its generations.
+
+    `source_table`: (schema, name) resolved, exact. `error` is what a person must mend, `blocked` what heals by itself.
+    `backfill` "manual": changes are collected, and applied from the first backfill on. `log_kind` etc. are settings.
+    """
+
+    id: str
+    name: str
+    connection_id: str
+    embedding_provider_id: str
+    provider_kind: str
+    source_schema: str
+    source_table: str
+    store: StoreKind
+    mode: Mode
+    generations: tuple[Generation, ...]
+    backfill: Literal["auto", "manual"] = "auto"
+    sync_mode: Literal["batch", "cdc"] = "cdc"
+    paused: bool = False
+    error: Mapping[str, str] | None = None
+    blocked: str | None = None
+    backfilled: bool = False
+    pending_rebackfill: bool = False
+    dead_in_row: int = 0
+    primary_key_named: bool = False
+    raw_source_table: str = ""
+    raw_primary_key: Any = None
+    created_at: str = ""
+    updated_at: str = ""
+
+    @property
+    def storage_name(self) -> str:
+        """`vt_<8 chars of id>_<slug of name>`; also the head of its topics' names."""
+        slug = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in self.name.lower())[:40]
+        return f"vt_{self.id.removeprefix('vt_')[:8]}_{slug}"
+
+    @property
+    def view_name(self) -> str:
+        """Name in SQL: characters outside [A-Za-z0-9_] become `_`."""
+        return "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in self.name)
+
+    @property
+    def active(self) -> Generation:
+        return next(g for g in self.generations if g.state == "active")
+
+    @property
+    def live_generations(self) -> tuple[Generation, ...]:
+        """Those that changes are applied to."""
+        return tuple(g for g in self.generations if g.state != "retired")
+
+    def generation(self, number: int) -> Generation | None:
+        return next((g for g in self.generations if g.number == number), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All definitions of one environment at one version, consistent among themselves."""
+
+    version: int
+    connections: Mapping[str, Connection]
+    providers: Mapping[str, EmbeddingProvider]
+    vector_tables: Mapping[str, VectorTable]
+
+    def tables_of(self, connection_id: str) -> list[VectorTable]:
+        return [t for t in self.vector_tables.values() if t.connection_id == connection_id]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A durable unit of work. `params`: see cdc.jobs; `progress`: next key, lowest stamp, rows done, estimate, rate."""
+
+    id: str
+    task_type: TaskType
+    target_id: str
+    generation: int
+    status: TaskStatus
+    params: Mapping[str, Any] = field(default_factory=dict)
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    attempts: int = 0
+    max_attempts: int = 3
+    last_error: str | None = None
+    created_at: str = ""
+    updated_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceProgress:
+    """What a connection's reader has made durable. `lsn` is stored before it is confirmed to Postgres, so a slot that
+    stands above it shows a gap (the start gate). `log_identity`: the log that these records went to."""
+
+    epoch: int = 0
+    lsn: int = 0
+    system_identifier: str = ""
+    timeline: int = 0
+    log_identity: str = ""
+    slot_created_lsn: int = 0

@@ -1,0 +1,177 @@
+"""The control database's connections; psycopg's exceptions stop here.
+
+`Pool.transaction()` gives a connection in a transaction; `Pool.change()` one that also moves the environment's version
+and tells the feeds of all processes, in the same transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection, errors
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from walvec.contracts.errors import ConfigError, Conflict, ControlUnavailable, NotFound
+
+Connection = AsyncConnection[tuple[Any, ...]]
+
+# a server that vanished without a word is given up within 20 seconds
+_SESSION: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    "client_encoding": "UTF8",
+    "application_name": "walvec control",
+}
+_TAKEN = {
+    "connections_name": ("there is already a connection of that name.", "Choose another name."),
+    "providers_name": ("there is already an embedding provider of that name.", "Choose another name."),
+    "vector_tables_name": ("there is already a vector table of that name.", "Choose another name."),
+    "tasks_one_open_backfill": (
+        "a backfill of that vector table is already open.",
+        "Wait for it, or cancel its task.",
+    ),
+}
+_MISSING = {
+    "vector_tables_connection": "there is no such connection.",
+    "vector_tables_provider": "there is no such embedding provider.",
+    "tasks_target": "there is no such vector table.",
+    "dead_letters_table": "there is no such vector table.",
+    "progress_connection": "there is no such connection.",
+    "published_connection": "there is no such connection.",
+}
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """psycopg's exceptions become walvec's. What the server said stays in `__cause__`, without values of ours."""
+    try:
+        yield
+    except errors.UniqueViolation as e:
+        message, cure = _TAKEN.get(e.diag.constraint_name or "", ("it exists already.", ""))
+        raise Conflict(message, cure) from e
+    except errors.ForeignKeyViolation as e:
+        message = _MISSING.get(e.diag.constraint_name or "", "what it refers to does not exist.")
+        if e.diag.message_primary and e.diag.message_primary.startswith("update or delete"):
+            raise Conflict("it is used by vector tables.", "Delete them first.") from e
+        raise NotFound(message) from e
+    except (errors.InvalidPassword, errors.InvalidAuthorizationSpecification, errors.InvalidCatalogName) as e:
+        raise _refused(e) from e
+    except errors.InsufficientPrivilege as e:
+        raise ConfigError(
+            f"the control database refuses: {e.diag.message_primary}.",
+            "Give its user the right to create and own schema walvec_control: GRANT CREATE ON DATABASE … TO …;",
+        ) from e
+    except (PoolTimeout, PoolClosed) as e:
+        raise ControlUnavailable(
+            "the control database gives no connection.", "It is tried again; see that it runs and takes connections."
+        ) from e
+    except (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction) as e:
+        raise unavailable(e) from e
+    except psycopg.Error as e:
+        raise ControlUnavailable(
+            f"the control database failed ({type(e).__name__}, SQLSTATE {e.sqlstate}).",
+            "It is tried again; if it stays so, look into the database's own log.",
+        ) from e
+
+
+def _refused(e: psycopg.Error) -> ConfigError:
+    return ConfigError(
+        f"the control database refuses the connection ({type(e).__name__}).",
+        "Check WALVEC_CONTROL_DATABASE__URL: user, password and database.",
+    )
+
+
+def unavailable(e: Exception) -> ControlUnavailable:
+    """The first line of what psycopg said; libpq never puts the password there."""
+    said = str(e).strip().splitlines()
+    return ControlUnavailable(
+        f"the control database cannot be reached: {said[0] if said else type(e).__name__}.",
+        "It is tried again; check WALVEC_CONTROL_DATABASE__URL if it stays so.",
+    )
+
+
+def channel(environment: str) -> str:
+    """Name of the notification channel. Hashed: an identifier ends after 63 bytes."""
+    return "walvec_" + hashlib.blake2b(environment.encode(), digest_size=8).hexdigest()
+
+
+async def connect(dsn: str) -> Connection:
+    """A connection outside of the pool, in autocommit. Raises ControlUnavailable or ConfigError."""
+    try:
+        return await AsyncConnection.connect(dsn, autocommit=True, **_SESSION)
+    except psycopg.ProgrammingError as e:
+        raise ConfigError(
+            "the control database's address is not a connection string.", "Write postgresql://user:password@host/db."
+        ) from e
+    except psycopg.OperationalError as e:
+        # libpq gives no SQLSTATE for a refused connection: tell by what a person must mend
+        said = str(e)
+        if "password authentication failed" in said or "no password supplied" in said or "does not exist" in said:
+            raise _refused(e) from e
+        raise unavailable(e) from e
+
+
+class Pool:
+    """The process's connections to the control database, in one environment."""
+
+    def __init__(self, dsn: str, environment: str, *, size: int = 6) -> None:
+        self.dsn = dsn
+        self.environment = environment
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            dsn,
+            min_size=1,
+            max_size=size,
+            open=False,
+            timeout=5,
+            reconnect_timeout=3,
+            name="walvec-control",
+            check=AsyncConnectionPool.check_connection,
+            kwargs=_SESSION,
+        )
+
+    async def open(self) -> None:
+        with translated():
+            await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Connection]:
+        """Committed on leaving; durable then. `snapshot`: all statements see the same state."""
+        with translated():
+            async with self._pool.connection() as conn, conn.transaction():
+                if snapshot:
+                    await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                yield conn
+
+    async def move(self, conn: Connection) -> None:
+        """Moves the version and tells every feed on commit. The row lock puts writers in order, so a version that is
+        seen is never followed by a smaller one."""
+        await conn.execute(
+            "UPDATE walvec_control.environments SET version = version + 1 WHERE environment = %s", [self.environment]
+        )
+        await conn.execute("SELECT pg_notify(%s, '')", [channel(self.environment)])
+
+    @asynccontextmanager
+    async def ordered(self) -> AsyncIterator[Connection]:
+        """A transaction that may move the feed. All of them lock the environment first: no deadlock among them."""
+        async with self.transaction() as conn:
+            await conn.execute(
+                "SELECT 1 FROM walvec_control.environments WHERE environment = %s FOR NO KEY UPDATE", [self.environment]
+            )
+            yield conn
+
+    @asynccontextmanager
+    async def change(self) -> AsyncIterator[Connection]:
+        """A transaction that always moves the feed."""
+        async with self.transaction() as conn:
+            await self.move(conn)
+            yield conn
