@@ -1,0 +1,324 @@
+"""Raw column values -> records of `.changes`, for one vector table. The reader's hot path.
+
+The format is `walvec.contracts.wire`'s; here it is written column by column from fragments that are prepared once per
+relation and once per transaction, without building a Change. A test holds that both write the same. Next: `publisher`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import orjson
+
+from cdc.pgoutput import UNCHANGED, Relation, Tuple, Value
+from walvec.contracts.changes import ALL_GENERATIONS
+from walvec.contracts.errors import DecodeError, TableChanged
+from walvec.contracts.position import Position
+from walvec.contracts.values import TEXT, Codec, codec, key_encoder
+from walvec.contracts.wire import VERSION
+from walvec.definitions.model import Generation, VectorTable
+from walvec.transport.records import Record
+
+_dumps = orjson.dumps
+_new_tuple = tuple.__new__  # a NamedTuple's own constructor costs twice as much
+_Step = tuple[bytes, int, Callable[[bytes], bytes]]
+_AGAIN = "Apply the definition again; the table is read anew then."
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """What all rows of one transaction share."""
+
+    epoch: int
+    commit_lsn: int
+    xid: int
+    commit_ms: int
+
+
+_NO_TRANSACTION = Transaction(0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row whose values cannot be written as a record: a dead letter of kind `decode`. `key` b"" = not even that."""
+
+    table_id: str
+    generations: tuple[int, ...]
+    key: bytes
+    position: Position
+    reason: str
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Records in hand for one topic, in the order of the stream."""
+
+    topic: str
+    partitions: int
+    records: list[Record] = field(default_factory=list)
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnPlan:
+    """How one used column travels. `exact`: its text always travels beside it."""
+
+    name: str
+    codec: Codec
+    exact: bool
+    embedded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TablePlan:
+    """What a vector table needs of its source rows, over all generations that changes are applied to."""
+
+    table_id: str
+    name: str
+    generations: tuple[int, ...]
+    schema: str
+    source_table: str
+    key: tuple[tuple[str, Codec], ...]
+    columns: tuple[ColumnPlan, ...]
+    types: tuple[tuple[str, int, str], ...]
+
+    @classmethod
+    def of(cls, table: VectorTable) -> TablePlan:
+        live = table.live_generations
+        names = dict.fromkeys(s.name for g in live for s in g.used_columns)
+        types = {c.name: (c.name, c.type_oid, c.type) for g in live for c in (*g.key, *g.used_columns)}
+        newest = max(live, key=lambda g: g.number)
+        return cls(
+            table.id,
+            table.name,
+            tuple(g.number for g in live),
+            table.source_schema,
+            table.source_table,
+            newest.key_codecs,
+            tuple(_column_plan(name, live) for name in names),
+            tuple(types.values()),
+        )
+
+
+def _column_plan(name: str, generations: tuple[Generation, ...]) -> ColumnPlan:
+    using = [g for g in generations if any(c.name == name for c in g.columns)]
+    typed = any(c.name == name for g in using for c in g.metadata_columns)
+    recorded = using[-1].source_column(name).codec
+    embedded = any(name in g.embedding_columns for g in using)
+    chosen = codec(recorded if typed or recorded == "bool" else "text")
+    return ColumnPlan(name, chosen, embedded and (chosen.name == "bytea" or not chosen.same_text), embedded)
+
+
+def check_relation(plan: TablePlan, relation: Relation) -> None:
+    """Raises TableChanged when a used column is gone, or has another type, or the key would not be sent."""
+    present = {c.name: c for c in relation.columns}
+    for name, type_oid, type_name in plan.types:
+        found = present.get(name)
+        if found is None:
+            raise TableChanged(
+                f'column "{name}" of {plan.schema}.{plan.source_table} was dropped or renamed.',
+                f"Name an existing column in the definition of {plan.name}. {_AGAIN}",
+            )
+        if found.type_oid != type_oid:
+            raise TableChanged(
+                f'column "{name}" of {plan.schema}.{plan.source_table} is not of type {type_name} any more.', _AGAIN
+            )
+    hidden = [name for name, _ in plan.key if not present[name].identity]
+    if hidden:
+        raise TableChanged(
+            f"the replica identity of {plan.schema}.{plan.source_table} does not hold its key column "
+            f'"{hidden[0]}": changed and deleted rows could not be told.',
+            f'ALTER TABLE "{plan.schema}"."{plan.source_table}" REPLICA IDENTITY FULL; then resume {plan.name}.',
+        )
+
+
+class RowEncoder:
+    """Writes the changes of one relation for one vector table into a batch."""
+
+    def __init__(self, plan: TablePlan, relation: Relation, batch: Batch, database: str) -> None:
+        check_relation(plan, relation)
+        at = {c.name: i for i, c in enumerate(relation.columns)}
+        self.batch = batch
+        self.plan = plan
+        self.transaction = _NO_TRANSACTION
+        self._key_at = tuple(at[name] for name, _ in plan.key)
+        self._first_key = self._key_at[0]
+        self._one_key = len(self._key_at) == 1
+        self._write_key = key_encoder(plan.key)
+        heads = [(c, at[c.name], _dumps(c.name) + b":") for c in plan.columns]
+        self._texts = [(h, i) for c, i, h in heads if c.codec is TEXT]
+        self._numbers = [(h, i) for c, i, h in heads if c.codec.name == "int"]
+        self._coded: list[_Step] = [(h, i, c.codec.encode) for c, i, h in heads if c.codec.name not in ("int", "text")]
+        self._exact = [
+            (h, i, None if c.exact else c.codec.same_value)
+            for c, i, h in heads
+            if c.exact or c.codec.same_value is not None
+        ]
+        self._old: list[_Step] = [
+            (h, i, c.codec.encode if c.codec.name == "bool" else TEXT.encode) for c, i, h in heads if c.embedded
+        ]
+        self._used = [(c.name, i) for c, i, _ in heads]
+        names = {"db": database, "schema": plan.schema, "table": plan.source_table, "snapshot": "false"}
+        self._source = _dumps(names)[:-1]
+        # the first generation is known to whoever knows the table
+        newest = max(plan.generations, default=0)
+        self._newest = b'"newest":%d,' % newest if newest > 1 else b""
+        self._tail = b""
+
+    def begin(self, transaction: Transaction) -> None:
+        """Prepares what all records of this transaction end with."""
+        self.transaction = t = transaction
+        xid = (b'"xid":%d,' % t.xid if t.xid else b"") + self._newest
+        self._tail = b'},"source":%b,"lsn":%d,"txId":%d,"ts_ms":%d},"ts_ms":%d,"walvec":{"v":%d,"generation":%d,%b' % (
+            (self._source, t.commit_lsn, t.xid, t.commit_ms, t.commit_ms, VERSION, ALL_GENERATIONS, xid)
+        ) + b'"position":[%d,%d,' % (t.epoch, t.commit_lsn)
+
+    # ------------------------------------------------------------------ one method per kind of change
+
+    def insert(self, new: Tuple, ordinal: int) -> None:
+        self._put(self._key(new), b'{"op":"c","before":null,"after":{', new, ordinal)
+
+    def update(self, whole: bool, old: Tuple | None, new: Tuple, ordinal: int) -> None:
+        """`ordinal` is the last one of this UPDATE; with an old tuple it has the one before as well."""
+        if old is None:
+            self._put(self._key(new), b'{"op":"u","before":null,"after":{', new, ordinal)
+            return
+        for i in self._key_at:
+            if new[i] is UNCHANGED:
+                new[i] = old[i]
+        if whole and UNCHANGED in new:
+            new = [o if n is UNCHANGED else n for o, n in zip(old, new, strict=True)]
+        key = self._key(new)
+        old_key = self._key(old)
+        if old_key != key:
+            self._remove(old_key, old if whole else None, ordinal - 1)
+            self._put(key, b'{"op":"c","before":null,"after":{', new, ordinal)
+            return
+        before = self._before(old) if whole else b"null"
+        self._put(key, b'{"op":"u","before":%b,"after":{' % before, new, ordinal)
+
+    def delete(self, whole: bool, old: Tuple, ordinal: int) -> None:
+        self._remove(self._key(old), old if whole else None, ordinal)
+
+    def truncate(self, ordinal: int) -> None:
+        """One marker in every partition: whoever reads one sees the order of it and its rows."""
+        value = b'{"op":"t","before":null,"after":null%b%d]}}' % (self._tail[1:], ordinal)
+        for partition in range(self.batch.partitions):
+            self.batch.records.append(Record(None, value, partition))
+        self.batch.size += len(value) * self.batch.partitions
+
+    def reject(self, tuple_with_key: Tuple, ordinal: int, error: Exception) -> Rejected:
+        """The letter of a row that raised; where its key can be written, a delete takes the older text away."""
+        position = Position(self.transaction.epoch, self.transaction.commit_lsn, ordinal)
+        try:
+            key = self._key(tuple_with_key)
+        except DecodeError:
+            key = b""
+        else:
+            self._remove(key, None, ordinal)
+        return Rejected(self.plan.table_id, self.plan.generations, key, position, str(error))
+
+    # ------------------------------------------------------------------ fragments
+
+    def _key(self, values: Tuple) -> bytes:
+        if self._one_key:
+            raw = values[self._first_key]
+            if raw.__class__ is bytes:
+                return self._write_key((raw,))
+        raws = tuple(values[i] for i in self._key_at)
+        for raw in raws:
+            if raw.__class__ is not bytes:
+                raise DecodeError(
+                    f"a key column of {self.plan.schema}.{self.plan.source_table} came without its value.",
+                    f'ALTER TABLE "{self.plan.schema}"."{self.plan.source_table}" REPLICA IDENTITY FULL.',
+                )
+        return self._write_key(raws)  # type: ignore[arg-type]
+
+    def _put(self, key: bytes, head: bytes, values: Tuple, ordinal: int) -> None:
+        if UNCHANGED in values:
+            self._put_partial(key, head, values, ordinal)
+            return
+        try:
+            parts = [
+                h + (_dumps(str(raw, "utf-8")) if (raw := values[i]) is not None else b"null")  # type: ignore[arg-type]
+                for h, i in self._texts
+            ]
+        except (UnicodeDecodeError, orjson.JSONEncodeError) as e:
+            raise DecodeError(_NOT_UTF8) from e
+        if self._numbers:
+            parts += [h + (values[i] or b"null") for h, i in self._numbers]  # type: ignore[operator]
+        if self._coded:
+            parts += [h + (encode(raw) if (raw := values[i]) is not None else b"null") for h, i, encode in self._coded]  # type: ignore[arg-type]
+        exact = self._exact_block(values) if self._exact else b""
+        value = b"%b%b%b%d]%b}}" % (head, b",".join(parts), self._tail, ordinal, exact)
+        batch = self.batch
+        batch.records.append(_new_tuple(Record, (key, value, None)))
+        batch.size += len(value)
+
+    def _put_partial(self, key: bytes, head: bytes, values: Tuple, ordinal: int) -> None:
+        """As `_put`, for a row with unchanged TOAST columns: they are listed, not guessed."""
+        known = [c for c in (*self._coded, *((h, i, TEXT.encode) for h, i in self._texts)) if _known(values[c[1]])]
+        parts = [h + _fragment(values[i], encode) for h, i, encode in known]
+        parts += [h + (values[i] or b"null") for h, i in self._numbers if _known(values[i])]  # type: ignore[operator]
+        missing = [name for name, i in self._used if values[i] is UNCHANGED]
+        listed = b',"unchanged":' + _dumps(missing) if missing else b""
+        value = b"%b%b%b%d]%b%b}}" % (
+            head, b",".join(parts), self._tail, ordinal, self._exact_block(values), listed,
+        )  # fmt: skip
+        self.batch.records.append(Record(key, value))
+        self.batch.size += len(value)
+
+    def _remove(self, key: bytes, old: Tuple | None, ordinal: int) -> None:
+        before = b"null" if old is None else self._before(old)
+        value = b'{"op":"d","before":%b,"after":null%b%d]}}' % (before, self._tail[1:], ordinal)
+        self.batch.records.append(Record(key, value))
+        self.batch.size += len(value)
+
+    def _before(self, old: Tuple) -> bytes:
+        if any(old[i] is UNCHANGED for _, i, _ in self._old):
+            return b"null"
+        return b"{" + b",".join([h + _fragment(old[i], encode) for h, i, encode in self._old]) + b"}"
+
+    def _exact_block(self, values: Tuple) -> bytes:
+        found = []
+        for head, i, same_value in self._exact:
+            raw = values[i]
+            if isinstance(raw, bytes) and (same_value is None or not same_value(raw)):
+                found.append(head + TEXT.encode(raw))
+        return b',"exact":{' + b",".join(found) + b"}" if found else b""
+
+
+class Unfit:
+    """Stands where a RowEncoder would, for a relation that no longer fits its table: the first row raises."""
+
+    def __init__(self, plan: TablePlan, reason: TableChanged) -> None:
+        self.plan = plan
+        self.reason = reason
+        self.transaction = _NO_TRANSACTION
+
+    def begin(self, transaction: Transaction) -> None:
+        self.transaction = transaction
+
+    def insert(self, new: Tuple, ordinal: int) -> None:
+        raise self.reason
+
+    def update(self, whole: bool, old: Tuple | None, new: Tuple, ordinal: int) -> None:
+        raise self.reason
+
+    def delete(self, whole: bool, old: Tuple, ordinal: int) -> None:
+        raise self.reason
+
+    def truncate(self, ordinal: int) -> None:
+        raise self.reason
+
+
+_NOT_UTF8 = "the source sent text that is not UTF-8."
+
+
+def _known(value: Value) -> bool:
+    return value is not UNCHANGED
+
+
+def _fragment(value: Value, encode: Callable[[bytes], bytes]) -> bytes:
+    return encode(value) if isinstance(value, bytes) else b"null"

@@ -1,0 +1,144 @@
+"""What every task of a connection works with, and the records that it writes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from time import time
+from typing import Any
+
+from cdc.rows import Line, RowShape, record_encoder
+from cdc.session import Sessions
+from cdc.stream import Stream
+from walvec.contracts.changes import Change, Op
+from walvec.contracts.errors import DecodeError, NotFound
+from walvec.contracts.letters import DeadLetter
+from walvec.contracts.position import Position
+from walvec.contracts.wire import encode_change
+from walvec.definitions.model import Connection, Generation, Task, VectorTable
+from walvec.definitions.ports import Control
+from walvec.runtime.settings import Settings
+from walvec.transport.ports import Log, Producer
+from walvec.transport.records import Record, changes_topic, embedder_group
+
+log = logging.getLogger(__name__)
+
+
+class StreamRestarted(Exception):
+    """The stream's session ended, or a read does not count: go on from what is stored."""
+
+
+class TaskEnded(Exception):
+    """Cancelled, or its table is gone: nothing is to be done any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One connection's tools, shared by its tasks."""
+
+    settings: Settings
+    control: Control
+    log: Log
+    stream: Stream
+    connection_id: str
+    sessions: Sessions
+    producer: Producer
+
+    def connection(self) -> Connection:
+        found = self.control.feed.current.connections.get(self.connection_id)
+        if found is None:
+            raise TaskEnded("the connection was deleted")
+        return found
+
+    def table(self, task: Task) -> VectorTable:
+        found = self.control.feed.current.vector_tables.get(task.target_id)
+        if found is None:
+            raise TaskEnded("the vector table was deleted")
+        return found
+
+    def generation(self, task: Task) -> Generation:
+        table = self.table(task)
+        found = table.generation(task.generation) if task.generation else table.live_generations[0]
+        if found is None or found.state == "retired":
+            raise TaskEnded(f"generation {task.generation} is not kept any more")
+        return found
+
+    async def token(self) -> str:
+        """Names the slot, the log and the timeline that a backfill's progress belongs to (rule restart-on-loss)."""
+        found = await self.control.progress.get(self.connection_id)
+        return f"{found.slot_created_lsn}:{found.epoch}:{found.log_identity}"
+
+    async def backlog(self, table: VectorTable) -> int:
+        """Records of `.changes` that the embedder has not committed."""
+        topic = changes_topic(table.storage_name)
+        return await self.behind(topic, embedder_group(table.storage_name), await self.log.end_offsets(topic))
+
+    async def behind(self, topic: str, group: str, ends: Mapping[int, int]) -> int:
+        done = await self.log.committed(topic, group)
+        return sum(max(0, end - done.get(partition, 0)) for partition, end in ends.items())
+
+    async def update(self, task: Task, **changes: Any) -> None:
+        """Stores a task's progress. Raises TaskEnded when it was cancelled or deleted."""
+        try:
+            await self.control.tasks.update(task.id, **changes)
+        except NotFound as e:
+            raise TaskEnded("the task was deleted") from e
+
+
+class ChunkWriter:
+    """Rows of one generation -> records of `.changes` at one stamp."""
+
+    def __init__(self, table: VectorTable, generation: Generation, shape: RowShape, force: bool) -> None:
+        self._table = table
+        self._generation = generation.number
+        self._shape = shape
+        self._force = force
+
+    def records(self, lines: Iterable[Line], position: Position) -> tuple[list[Record], list[DeadLetter]]:
+        """Records, and a letter for each row that cannot be written as one; its key's text is deleted then."""
+        shape = self._shape
+        now = int(time() * 1000)
+        source = _source(self._table, position, now)
+        encode = record_encoder(
+            shape, position=position, generation=self._generation, force=self._force, read_ms=now, source=source
+        )
+        key_of = shape.key
+        records: list[Record] = []
+        letters: list[DeadLetter] = []
+        for line in lines:
+            try:
+                records.append(Record(key_of(line), encode(line)))
+            except DecodeError as e:
+                key = self._key(line)
+                letters.append(DeadLetter(self._table.id, self._generation, key, "decode", str(e), position))
+                if key:
+                    records.append(delete_record(self._table, self._generation, key, position))
+        return records, letters
+
+    def _key(self, line: Line) -> bytes:
+        try:
+            return self._shape.key(line)
+        except DecodeError:
+            log.warning("row without a readable key", extra={"action": "row_rejected", "table": self._table.name})
+            return b""
+
+
+def delete_record(table: VectorTable, generation: int, key: bytes, position: Position) -> Record:
+    return Record(key, _marker(table, "d", generation, key, position))
+
+
+def sweep_record(table: VectorTable, generation: int, position: Position) -> Record:
+    """Rows below the position are gone: there is one floor per table and generation, so one partition will do."""
+    return Record(None, _marker(table, "t", generation, b"", position), 0)
+
+
+def _source(table: VectorTable, position: Position, now: int) -> dict[str, Any]:
+    names = {"schema": table.source_schema, "table": table.source_table, "snapshot": "true"}
+    return {**names, "lsn": position.lsn, "ts_ms": now}
+
+
+def _marker(table: VectorTable, op: Op, generation: int, key: bytes, position: Position) -> bytes:
+    now = int(time() * 1000)
+    change = Change(op=op, position=position, key=key, generation=generation, commit_ms=now)
+    return encode_change(change, source=_source(table, position, now))
