@@ -1,0 +1,403 @@
+"""Texts that must be paid for become requests to one model of one provider, for all tables that use it.
+
+One text is sent once, even when several batches in flight hold it (single flight), and what was sent is remembered
+until the store has it. No row loses an attempt to *wait* or *stop*; *this input* halves the request down to the
+culprit. Answers go to the batches' inboxes, one call per request. What may be sent when: `pace`; what fits: `packing`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from embedder import packing
+from embedder.memory import Memory
+from embedder.pace import Backoff, Pace
+from embedder.providers.port import Provider, ProviderSuspect
+from walvec.contracts.errors import ProviderRejectedInput, ProviderStop, ProviderWait
+
+_log = logging.getLogger(__name__)
+_CANARY = "walvec"
+_SPLIT_AFTER = {"answer": 3, "dimensions": 3, "timeout": 3, "server": 6}
+_CUT_FLOOR = 256  # tokens: a shorter text is not cut further, it is refused
+
+
+class Answer(NamedTuple):
+    """`vector`: little-endian float32, or None with the provider's reason. `text`: what was sent."""
+
+    hash: str
+    text: str
+    vector: bytes | None
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a table has asked of providers; read by its report."""
+
+    texts_sent: int = 0
+    texts_saved: int = 0
+    texts_cut: int = 0
+    requests: int = 0
+    tokens: int = 0
+    retries: dict[str, int] = field(default_factory=lambda: {"wait": 0, "stop": 0, "input": 0, "answer": 0})
+
+
+class Inbox(Protocol):
+    """A batch that waits for vectors."""
+
+    @property
+    def usage(self) -> Usage: ...
+
+    def put(self, answers: Sequence[Answer]) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Want:
+    hash: str
+    text: str
+    size: int
+    inboxes: list[Inbox]
+
+
+@dataclass(slots=True, eq=False)
+class _Pack:
+    """A request: `mark` is the number of successes elsewhere when it first failed."""
+
+    wants: list[_Want]
+    tries: int = 0
+    mark: int = -1
+
+
+class Dispatcher:
+    """`run` must be running. `want` and `withdraw` never wait."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        backoff: Backoff | None = None,
+        memory: Memory | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._provider = provider
+        self._limits = provider.limits
+        self._pace = Pace(backoff or Backoff(), self._limits.max_in_flight)
+        self.memory = Memory() if memory is None else memory
+        self._jitter = jitter
+        self._queue: deque[_Want] = deque()
+        self._again: deque[_Pack] = deque()
+        self._wanted: dict[str, _Want] = {}
+        self._leaving: list[_Pack] = []
+        self._sending: dict[int, int] = {}
+        self._in_flight = 0
+        self._successes = 0
+        self._served = False
+        self._wake = asyncio.Event()
+        self._listeners: set[Callable[[], None]] = set()
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the provider says stop, or None."""
+        return self._pace.stopped
+
+    @property
+    def served(self) -> bool:
+        """It has answered at least once."""
+        return self._served
+
+    @property
+    def limits(self) -> packing.Limits:
+        return self._limits
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Calls it when `stopped` changes or the first answer came; returns how to end that."""
+        self._listeners.add(listener)
+        return lambda: self._listeners.discard(listener)
+
+    def sent_text(self, text: str) -> str:
+        """What would be sent for a text: its head when it is above the provider's limit."""
+        limit = self._limits.max_text_tokens
+        return packing.cut(text, limit) if limit else text
+
+    def want(self, texts: Iterable[tuple[str, str]], inbox: Inbox) -> None:
+        """(hash, text) pairs, each hash once; every one of them is answered to `inbox`, some at once."""
+        known: list[Answer] = []
+        usage = inbox.usage
+        for content_hash, text in texts:
+            vector = self.memory.get(content_hash)
+            if vector is not None:
+                known.append(Answer(content_hash, self.sent_text(text), vector))
+                usage.texts_saved += 1
+                continue
+            wanted = self._wanted.get(content_hash)
+            if wanted is not None:
+                wanted.inboxes.append(inbox)
+                usage.texts_saved += 1
+                continue
+            sent = self.sent_text(text)
+            if sent is not text and len(sent) != len(text):
+                usage.texts_cut += 1
+            size = len(sent) if sent.isascii() else len(sent.encode("utf-8", "surrogatepass"))
+            want = self._wanted[content_hash] = _Want(content_hash, sent, size, [inbox])
+            self._queue.append(want)
+        if known:
+            inbox.put(known)
+        if self._queue:
+            self._wake.set()
+
+    def withdraw(self, inbox: Inbox) -> None:
+        """The batch was given up; what nobody else waits for is not sent any more."""
+        for want in self._wanted.values():
+            if inbox in want.inboxes:
+                want.inboxes = [i for i in want.inboxes if i is not inbox]
+
+    async def replace(self, provider: Provider) -> None:
+        """The definition was edited: what waits goes to the new address or key, at once."""
+        old, self._provider = self._provider, provider
+        self._limits = provider.limits
+        self._pace.reset(self._limits.max_in_flight)
+        self._served = False
+        self._notify()
+        self._wake.set()
+        if not self._sending.get(id(old)):
+            await old.close()
+
+    async def run(self) -> None:
+        """Sends until cancelled; then the provider is closed. After a failure it may be run again: nothing is lost."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    self._wake.clear()
+                    while self._in_flight < self._pace.window(loop.time()):
+                        pack = self._next()
+                        if pack is None:
+                            break
+                        self._in_flight += 1
+                        self._leaving.append(pack)
+                        tasks.create_task(self._send(pack, self._provider))
+                    waiting = bool(self._again or self._queue)
+                    opens_in = self._pace.opens_in(loop.time()) if waiting else None
+                    try:
+                        async with asyncio.timeout(opens_in):
+                            await self._wake.wait()
+                    except TimeoutError:
+                        continue
+        except asyncio.CancelledError:
+            await self._provider.close()
+            raise
+        finally:
+            # tasks that ended before they began
+            self._in_flight -= len(self._leaving)
+            self._again.extend(self._leaving)
+            self._leaving.clear()
+
+    def _next(self) -> _Pack | None:
+        while self._again:
+            pack = self._again.popleft()
+            pack.wants = self._alive(pack.wants)
+            if pack.wants:
+                return pack
+        while self._queue:
+            # a cheap cut of what is given up; `head` looks no further than one request
+            count = packing.head(list(islice(self._queue, self._limits.max_items)), self._limits)
+            wants = self._alive([self._queue.popleft() for _ in range(count)])
+            if wants:
+                return _Pack(wants)
+        return None
+
+    def _alive(self, wants: list[_Want]) -> list[_Want]:
+        if all(w.inboxes for w in wants):
+            return wants
+        for want in wants:
+            if not want.inboxes:
+                self._wanted.pop(want.hash, None)
+        return [w for w in wants if w.inboxes]
+
+    async def _send(self, pack: _Pack, provider: Provider) -> None:
+        loop = asyncio.get_running_loop()
+        self._leaving.remove(pack)
+        self._sending[id(provider)] = self._sending.get(id(provider), 0) + 1
+        sent = loop.time()
+        self._count(pack)
+        handled = False
+        try:
+            matrix = await provider.embed([w.text for w in pack.wants], kind="document")
+            handled = True
+            self._succeed(pack.wants, matrix)
+        except ProviderRejectedInput as e:
+            handled = True
+            self._answered()
+            self._reject(pack, e)
+        except ProviderStop as e:
+            handled = True
+            self._retried(pack, "stop")
+            self._again.appendleft(pack)
+            if provider is self._provider:
+                self._stop(e)
+        except ProviderSuspect as e:
+            handled = True
+            self._retried(pack, "answer" if e.what != "server" else "wait")
+            await self._suspect(pack, e, provider, sent)
+        except ProviderWait as e:
+            handled = True
+            self._retried(pack, "wait")
+            self._again.appendleft(pack)
+            if provider is self._provider:
+                self._wait(e, sent)
+        finally:
+            if not handled:
+                self._again.appendleft(pack)
+            self._in_flight -= 1
+            self._sending[id(provider)] -= 1
+            if not self._sending[id(provider)]:
+                del self._sending[id(provider)]
+                if provider is not self._provider:
+                    await provider.close()
+            self._wake.set()
+
+    def _count(self, pack: _Pack) -> None:
+        """All batches that wanted it may have been given up since it was packed."""
+        asked = [(want, want.inboxes[0].usage) for want in pack.wants if want.inboxes]
+        if asked:
+            asked[0][1].requests += 1
+        for want, usage in asked:
+            usage.texts_sent += 1
+            usage.tokens += packing.estimate_tokens(want.size)
+
+    @staticmethod
+    def _retried(pack: _Pack, what: str) -> None:
+        for want in pack.wants[:1]:
+            for inbox in want.inboxes[:1]:
+                inbox.usage.retries[what] += 1
+
+    def _succeed(self, wants: Sequence[_Want], matrix: np.ndarray) -> None:
+        self._answered()
+        self._successes += 1
+        raw = np.ascontiguousarray(matrix, dtype="<f4").tobytes()
+        step = len(raw) // len(wants)
+        keep = self.memory.put
+        answers = []
+        for i, want in enumerate(wants):
+            vector = raw[i * step : i * step + step]
+            keep(want.hash, vector)
+            answers.append(Answer(want.hash, want.text, vector))
+        self._deliver(wants, answers)
+
+    def _deliver(self, wants: Sequence[_Want], answers: Sequence[Answer]) -> None:
+        by_inbox: dict[int, tuple[Inbox, list[Answer]]] = {}
+        for want, answer in zip(wants, answers, strict=True):
+            self._wanted.pop(want.hash, None)
+            for inbox in want.inboxes:
+                found = by_inbox.get(id(inbox))
+                if found is None:
+                    by_inbox[id(inbox)] = (inbox, [answer])
+                else:
+                    found[1].append(answer)
+        for inbox, mine in by_inbox.values():
+            inbox.put(mine)
+
+    def _answered(self) -> None:
+        healed = self._pace.answered()
+        if healed or not self._served:
+            self._served = True
+            if healed:
+                _log.info("provider answers again", extra={"action": "provider_healed"})
+            self._notify()
+
+    def _stop(self, error: ProviderStop) -> None:
+        if self._pace.stop(error, now=asyncio.get_running_loop().time()):
+            _log.error("provider says stop", extra={"action": "provider_stopped", "reason": str(error)})
+            self._notify()
+
+    def _wait(self, error: ProviderWait, sent: float) -> None:
+        self._pace.wait(error, sent=sent, now=asyncio.get_running_loop().time(), jitter=self._jitter())
+        _log.warning("provider asks to wait", extra={"action": "provider_wait", "reason": str(error)})
+
+    def _notify(self) -> None:
+        for listener in list(self._listeners):
+            listener()
+
+    def _reject(self, pack: _Pack, error: ProviderRejectedInput) -> None:
+        """*This input*: a limit is learned, or the request is halved, down to the one text that is refused."""
+        wants = pack.wants
+        self._retried(pack, "input")
+        if len(wants) > 1 and error.limit is not None:
+            self._limits = packing.learn(self._limits, error.limit, wants)
+            self._queue.extendleft(reversed(wants))
+            _log.info("provider limit learned", extra={"action": "limit_learned", "limit": error.limit})
+            return
+        if len(wants) > 1:
+            self._halve(pack)
+            return
+        want = wants[0]
+        tokens = packing.estimate_tokens(want.size)
+        if error.limit is not None and self._limits.max_text_tokens and tokens > _CUT_FLOOR:
+            self._cut(want, tokens * 3 // 4)
+            self._again.appendleft(_Pack(wants))
+            return
+        self._refuse(want, error)
+
+    @staticmethod
+    def _cut(want: _Want, tokens: int) -> None:
+        want.text = packing.cut(want.text, tokens)
+        want.size = len(want.text.encode("utf-8", "surrogatepass"))
+        for inbox in want.inboxes[:1]:
+            inbox.usage.texts_cut += 1
+
+    def _halve(self, pack: _Pack) -> None:
+        half = len(pack.wants) // 2
+        for wants in (pack.wants[half:], pack.wants[:half]):
+            tries = 0 if pack.tries == 0 else (2 if len(wants) > 1 else 1)
+            self._again.appendleft(_Pack(wants, tries, self._successes))
+
+    def _refuse(self, want: _Want, error: Exception) -> None:
+        self._deliver([want], [Answer(want.hash, want.text, None, str(error))])
+
+    async def _suspect(self, pack: _Pack, error: ProviderSuspect, provider: Provider, sent: float) -> None:
+        """Bounded tries, then: halve; a single text that fails alone, again, while others succeed, is refused."""
+        if error.good is not None and len(error.bad) < len(pack.wants):
+            good = [i for i in range(len(pack.wants)) if i not in error.bad]
+            self._succeed([pack.wants[i] for i in good], error.good[good])
+            pack.wants = [pack.wants[i] for i in sorted(error.bad)]
+        if provider is not self._provider:
+            self._again.appendleft(pack)
+            return
+        if pack.mark < 0:
+            pack.mark = self._successes
+        pack.tries += 1
+        if pack.tries >= _SPLIT_AFTER[error.what] or (pack.tries >= 3 and self._successes > pack.mark):
+            verdict = await self._others_work(pack, provider)
+            if verdict is None:
+                if len(pack.wants) > 1:
+                    self._halve(pack)
+                else:
+                    self._refuse(pack.wants[0], error)
+                return
+            if error.what == "dimensions":
+                self._again.appendleft(pack)
+                self._stop(ProviderStop(error.message, error.cure))
+                return
+        self._again.append(pack)
+        self._wait(error, sent)
+
+    async def _others_work(self, pack: _Pack, provider: Provider) -> Exception | None:
+        """None when other texts succeed; where there are none, a harmless one is tried."""
+        if self._successes > pack.mark:
+            return None
+        try:
+            await provider.embed([_CANARY], kind="document")
+        except (ProviderWait, ProviderStop, ProviderRejectedInput) as e:
+            return e
+        self._answered()
+        self._successes += 1
+        return None

@@ -1,0 +1,301 @@
+"""The embedder role: one worker per vector table, one dispatcher per provider and model, built from the live feed.
+
+A table that fails is tried again with back-off and stops nobody else. Next: `worker`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from embedder.batch import Context
+from embedder.dispatch import Dispatcher
+from embedder.memory import Memory
+from embedder.ports import RowReader, StoreLookup
+from embedder.providers import registry
+from embedder.worker import DeadCount, Worker
+from walvec.contracts.errors import ControlUnavailable, DefinitionError, NotFound, WalvecError
+from walvec.definitions.model import EmbeddingProvider, Generation, Snapshot, VectorTable
+from walvec.definitions.ports import Control
+from walvec.runtime.settings import Settings
+from walvec.transport.ports import Log, Producer
+
+_log = logging.getLogger(__name__)
+_REPORT_SECONDS = 0.5
+_LONGEST_RESTART = 10.0
+_LOCAL_MEMORY = 16 * 1024**2  # nothing is paid for: only what repeats soon is worth keeping
+
+_ModelKey = tuple[str, str, int]
+
+
+@dataclass(slots=True, eq=False)
+class _Channel:
+    """A dispatcher with the definition it was made of and the task that runs it."""
+
+    provider: EmbeddingProvider
+    dispatcher: Dispatcher
+    task: asyncio.Task[None]
+
+
+@dataclass(slots=True, eq=False)
+class _Desk:
+    """A table's worker, restarted when it fails."""
+
+    table: VectorTable
+    task: asyncio.Task[None]
+    stop: asyncio.Event
+    worker: Worker | None = None
+    reported: dict[str, object] = field(default_factory=dict)
+
+
+async def run(
+    settings: Settings, stop: asyncio.Event, *, control: Control, log: Log, lookup: StoreLookup, rows: RowReader
+) -> None:
+    """Until `stop`, then what is in hand is finished within a few seconds. The caller closes what it passed in."""
+    service = Service(settings, control=control, log=log, lookup=lookup, rows=rows)
+    await service.run(stop)
+
+
+class Service:
+    def __init__(self, settings: Settings, *, control: Control, log: Log, lookup: StoreLookup, rows: RowReader) -> None:
+        self._settings = settings
+        self._control = control
+        self._log = log
+        self._lookup = lookup
+        self._rows = rows
+        self._snapshot = Snapshot(0, {}, {}, {})
+        self._channels: dict[_ModelKey, _Channel] = {}
+        self._desks: dict[str, _Desk] = {}
+        self._producer: Producer | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        self._producer = self._log.producer()
+        follow = asyncio.create_task(self._follow())
+        report = asyncio.create_task(self._report())
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({follow, report, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (follow, report, stopped):
+                task.cancel()
+            done = await asyncio.gather(follow, report, stopped, return_exceptions=True)
+            await self._wind_down(list(self._desks.values()))
+            for channel in self._channels.values():
+                await _cancelled(channel.task)
+            with suppress(ControlUnavailable):
+                await self._report_once()
+            await self._producer.close()
+        for result in done:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _follow(self) -> None:
+        """Feels every change of the definitions."""
+        while True:
+            try:
+                snapshot = await self._control.feed.changed(self._snapshot.version)
+                await self._apply(snapshot)
+            except ControlUnavailable as e:
+                _log.warning("control database away", extra={"action": "feed", "reason": str(e)})
+                await asyncio.sleep(1)
+
+    async def _apply(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        for key, channel in list(self._channels.items()):
+            provider = snapshot.providers.get(key[0])
+            if provider is not None and provider != channel.provider:
+                await self._replace(key, channel, provider)
+        gone = [d for t, d in self._desks.items() if self._other(d.table, snapshot.vector_tables.get(t))]
+        await self._end(gone)
+        for table in snapshot.vector_tables.values():
+            if table.error is not None or table.connection_id not in snapshot.connections:
+                continue
+            desk = self._desks.get(table.id)
+            if desk is None:
+                self._open(table)
+                continue
+            desk.table = table
+            if desk.worker is not None:
+                desk.worker.update(table)
+                desk.worker.context.connection = snapshot.connections[table.connection_id]
+        wanted = {
+            (t.embedding_provider_id, g.embedding_model, g.embedding_dimensions)
+            for t in snapshot.vector_tables.values()
+            for g in t.live_generations
+        }
+        for key in [k for k in self._channels if k not in wanted]:
+            await _cancelled(self._channels.pop(key).task)
+
+    @staticmethod
+    def _other(old: VectorTable, new: VectorTable | None) -> bool:
+        """The worker cannot go on with the new definition: it ends, and starts anew if there is still a table."""
+        return (
+            new is None
+            or new.error is not None
+            or (new.embedding_provider_id, new.storage_name, new.connection_id)
+            != (old.embedding_provider_id, old.storage_name, old.connection_id)
+        )
+
+    def _open(self, table: VectorTable) -> None:
+        stop = asyncio.Event()
+        desk = _Desk(table, asyncio.create_task(self._keep_running(table.id)), stop)
+        self._desks[table.id] = desk
+
+    async def _end(self, desks: Sequence[_Desk]) -> None:
+        await self._wind_down(desks)
+        for desk in desks:
+            if self._desks.get(desk.table.id) is desk:
+                del self._desks[desk.table.id]
+
+    async def _wind_down(self, desks: Sequence[_Desk]) -> None:
+        for desk in desks:
+            desk.stop.set()
+        for desk in desks:
+            if desk.table.id not in self._snapshot.vector_tables or (
+                self._snapshot.vector_tables[desk.table.id].error is not None
+            ):
+                desk.task.cancel()
+        await asyncio.gather(*(d.task for d in desks), return_exceptions=True)
+
+    async def _keep_running(self, table_id: str) -> None:
+        pause = 0.5
+        while True:
+            desk = self._desks[table_id]
+            try:
+                worker = desk.worker = self._worker(desk.table)
+                await worker.run(desk.stop)
+            except Exception as e:  # noqa: BLE001  one table's failure, whatever it is, stops no other
+                error = _first(e)
+                expected = isinstance(error, WalvecError)
+                _log.error(
+                    "worker failed",
+                    exc_info=_unexpected(e),
+                    extra={
+                        "action": "worker_failed",
+                        "vector_table": table_id,
+                        "reason": str(error) if expected else type(error).__name__,
+                    },
+                )
+                await self._tell(table_id, error)
+            if desk.stop.is_set():
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await desk.stop.wait()
+                    return
+            pause = min(pause * 2, _LONGEST_RESTART)
+
+    async def _tell(self, table_id: str, error: Exception) -> None:
+        """A definition that cannot be used is what a person must mend; all else is tried again."""
+        if isinstance(error, DefinitionError):
+            with suppress(ControlUnavailable, NotFound):
+                await self._control.states.set_error(table_id, error.kind, error.message, error.cure)
+
+    def _worker(self, table: VectorTable) -> Worker:
+        assert self._producer is not None
+        current = self._snapshot.vector_tables.get(table.id, table)
+        provider_id = current.embedding_provider_id
+        context = Context(
+            table=current,
+            connection=self._snapshot.connections[current.connection_id],
+            producer=self._producer,
+            control=self._control,
+            lookup=self._lookup,
+            rows=self._rows,
+            dispatcher_of=lambda g: self._dispatcher(provider_id, g),
+            deaths=DeadCount(self._control, current, self._settings.embedder.dead_letter_limit),
+        )
+        return Worker(
+            context,
+            log=self._log,
+            settings=self._settings.embedder,
+            dispatchers=lambda: self._used(context.table),
+        )
+
+    def _used(self, table: VectorTable) -> list[Dispatcher]:
+        found = []
+        for g in table.live_generations:
+            channel = self._channels.get((table.embedding_provider_id, g.embedding_model, g.embedding_dimensions))
+            if channel is not None:
+                found.append(channel.dispatcher)
+        return found
+
+    def _dispatcher(self, provider_id: str, generation: Generation) -> Dispatcher:
+        key = (provider_id, generation.embedding_model, generation.embedding_dimensions)
+        channel = self._channels.get(key)
+        if channel is None:
+            provider = self._snapshot.providers.get(provider_id)
+            if provider is None:
+                raise NotFound(f"there is no embedding provider {provider_id}.", "Apply the definitions again.")
+            made = registry.make(provider, key[1], key[2], self._settings)
+            dispatcher = Dispatcher(made, memory=Memory(_LOCAL_MEMORY) if made.limits.local else None)
+            task = asyncio.create_task(self._keep_sending(dispatcher))
+            channel = self._channels[key] = _Channel(provider, dispatcher, task)
+        return channel.dispatcher
+
+    async def _replace(self, key: _ModelKey, channel: _Channel, provider: EmbeddingProvider) -> None:
+        try:
+            made = registry.make(provider, key[1], key[2], self._settings)
+        except DefinitionError as e:
+            _log.error("provider cannot be used", extra={"action": "provider_edited", "reason": str(e)})
+            return
+        channel.provider = provider
+        await channel.dispatcher.replace(made)
+
+    @staticmethod
+    async def _keep_sending(dispatcher: Dispatcher) -> None:
+        while True:
+            try:
+                await dispatcher.run()
+            except Exception as e:  # noqa: BLE001  what waits is kept, and sent again
+                _log.error("dispatcher failed", exc_info=e, extra={"action": "dispatcher_failed"})
+                await asyncio.sleep(1)
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(_REPORT_SECONDS)
+            try:
+                await self._report_once()
+            except ControlUnavailable as e:
+                _log.warning("control database away", extra={"action": "report", "reason": str(e)})
+
+    async def _report_once(self) -> None:
+        for table_id, desk in list(self._desks.items()):
+            worker = desk.worker
+            if worker is None:
+                continue
+            usage = worker.context.usage
+            report: dict[str, object] = {
+                "texts_sent": usage.texts_sent,
+                "texts_saved": usage.texts_saved,
+                "texts_cut": usage.texts_cut,
+                "requests": usage.requests,
+                "tokens": usage.tokens,
+                "retries": dict(usage.retries),
+                "commit_ms": worker.commit_ms,
+                "blocked": next((d.stopped for d in self._used(desk.table) if d.stopped), None),
+            }
+            if report != desk.reported:
+                desk.reported = report
+                await self._control.reports.put("embedder", table_id, report)
+
+
+def _unexpected(error: Exception) -> Exception | None:
+    """What is a defect of an exception or a group of them."""
+    if isinstance(error, ExceptionGroup):
+        return error.split(WalvecError)[1]
+    return None if isinstance(error, WalvecError) else error
+
+
+def _first(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
