@@ -1,0 +1,167 @@
+"""The sink role: one desk per vector table, made and ended as the definitions change.
+
+A desk that fails for a reason that a person must mend puts its table into `error`; the others go on. Next: `worker.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass, field
+
+from sink.stores.registry import Stores
+from sink.upkeep import Upkeep
+from sink.worker import Worker, persistently
+from walvec.contracts.errors import (
+    ConfigError,
+    ControlUnavailable,
+    DefinitionError,
+    NotFound,
+    StoreRejected,
+    WalvecError,
+)
+from walvec.definitions.model import VectorTable
+from walvec.definitions.ports import Control
+from walvec.runtime.settings import Settings
+from walvec.transport.ports import Log
+
+logger = logging.getLogger(__name__)
+
+_REPORT_SECONDS = 0.5
+_FEED_SECONDS = 2.0
+_FIRST_PAUSE = 0.2
+_LONGEST_PAUSE = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class _Desk:
+    table: VectorTable
+    task: asyncio.Task[None]
+    worker: Worker | None = None
+    reported: dict[str, object] = field(default_factory=dict)
+
+
+async def run(settings: Settings, stop: asyncio.Event, *, control: Control, log: Log, stores: Stores) -> None:
+    """Until `stop`; a batch in hand is either stored and committed or done again. The caller closes what it passed."""
+    await Service(settings, control=control, log=log, stores=stores).run(stop)
+
+
+class Service:
+    def __init__(self, settings: Settings, *, control: Control, log: Log, stores: Stores) -> None:
+        self._settings = settings
+        self._control = control
+        self._log = log
+        self._stores = stores
+        self._desks: dict[str, _Desk] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        follow = asyncio.create_task(self._follow())
+        report = asyncio.create_task(self._report())
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({follow, report, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (follow, report):
+                if task.done():
+                    task.result()
+        finally:
+            await _cancelled(follow, report, stopped, *(d.task for d in self._desks.values()))
+
+    async def _follow(self) -> None:
+        while True:
+            snapshot = self._control.feed.current
+            wanted = {t.id: t for t in snapshot.vector_tables.values() if not t.paused and t.error is None}
+            for table_id, desk in list(self._desks.items()):
+                table = wanted.get(table_id)
+                if table is None or _storage(table) != _storage(desk.table):
+                    await _cancelled(desk.task)
+                    del self._desks[table_id]
+                else:
+                    desk.table = table
+                    if desk.worker is not None:
+                        desk.worker.table = table
+            for table_id, table in wanted.items():
+                known = self._desks.get(table_id)
+                if known is None:
+                    self._desks[table_id] = desk = _Desk(table, asyncio.create_task(asyncio.sleep(0)))
+                    desk.task = asyncio.create_task(self._keep(desk))
+            await self._control.feed.changed(snapshot.version)
+
+    async def _keep(self, desk: _Desk) -> None:
+        """Restarts a failed desk with back-off; gives up only for what a person must mend."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await self._work(desk)
+            except (StoreRejected, DefinitionError, ConfigError) as e:
+                # the storage of a generation that was just replaced, or of a table that was just dropped, is gone
+                # before the feed tells: then this desk is ended while it waits here
+                await asyncio.sleep(_FEED_SECONDS)
+                await self._stop_table(desk.table, e)
+                return
+            except WalvecError as e:
+                extra = {"action": "worker_failed", "table": desk.table.name, "kind": e.kind, "reason": str(e)}
+                logger.warning("worker failed, starts again", extra=extra)
+            except Exception:
+                logger.exception("worker failed, starts again", extra={"action": "worker_failed"})
+            me = asyncio.current_task()
+            if me is not None and me.cancelling():  # a TaskGroup lets its own errors hide that it was cancelled
+                raise asyncio.CancelledError
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _work(self, desk: _Desk) -> None:
+        table = desk.table
+        store = self._stores
+        known = await persistently(self._control.definitions.snapshot, table, "get_definitions")
+        if table.id not in known.vector_tables:  # its storage must not be made anew; the feed ends this desk
+            await asyncio.Event().wait()
+        for generation in table.live_generations:
+            await persistently(lambda g=generation: store.ensure(table, g), table, "ensure")  # type: ignore[misc]
+        await persistently(lambda: store.show(table, table.active), table, "show")
+        worker = Worker(table, self._settings, control=self._control, log=self._log, store=store)
+        if desk.worker is not None:
+            worker.counts = desk.worker.counts
+        desk.worker = worker
+        upkeep = Upkeep(worker, self._settings, control=self._control, log=self._log, store=store)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(worker.run())
+                group.create_task(upkeep.run())
+        except ExceptionGroup as e:
+            raise e.exceptions[0] from e
+
+    async def _stop_table(self, table: VectorTable, error: WalvecError) -> None:
+        extra = {"action": "table_error", "table": table.name, "kind": error.kind, "reason": str(error)}
+        logger.error("table stopped", extra=extra)
+        with contextlib.suppress(NotFound):  # it was dropped meanwhile
+            await persistently(
+                lambda: self._control.states.set_error(table.id, error.kind, error.message, error.cure),
+                table,
+                "set_error",
+            )
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(_REPORT_SECONDS)
+            for table_id, desk in list(self._desks.items()):
+                report = desk.worker.report() if desk.worker is not None else {}
+                if not report or report == desk.reported:
+                    continue
+                try:
+                    await self._control.reports.put("sink", table_id, report)
+                    desk.reported = report
+                except ControlUnavailable as e:
+                    logger.debug("control database away", extra={"action": "report", "reason": str(e)})
+
+
+def _storage(table: VectorTable) -> tuple[object, ...]:
+    """What a desk is built on; a change of it makes a new desk."""
+    generations = tuple((g.number, g.state, g.columns, g.key, g.source) for g in table.live_generations)
+    return (table.name, table.store, table.mode, table.connection_id, generations)
+
+
+async def _cancelled(*tasks: asyncio.Task[object] | asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,147 @@
+"""A DSN -> connections that are set up alike, and psycopg's exceptions -> walvec's.
+
+No pool of background tasks: connections are made when needed, kept while healthy, and a failure is told at once.
+Next: `pgvector.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from walvec.contracts.errors import StoreRejected, StoreUnavailable, WalvecError
+
+_SETUP = b"""
+SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 1;
+SET bytea_output = 'hex'; SET client_min_messages = 'warning'; SET lock_timeout = 0; SET statement_timeout = 0;
+SET idle_in_transaction_session_timeout = 0; SET default_transaction_isolation = 'read committed';
+SELECT set_config('synchronous_commit', 'local', false) WHERE current_setting('synchronous_commit') = 'off';
+"""
+# the extension may live in a schema of its own: its types and operators must be found without a prefix
+_PATH = b"""
+SELECT set_config('search_path', current_setting('search_path') || ', ' || quote_ident(n.nspname), false)
+FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+WHERE e.extname = 'vector' AND n.nspname <> ALL (current_schemas(true))
+"""
+DATA_ERRORS = ("22", "23", "54", "42804", "42846")
+_TRY_AGAIN = ("08", "40", "53", "55", "57", "58", "25", "XX")
+
+
+def is_data_error(error: psycopg.Error) -> bool:
+    """One of the values is to blame, not the statement or the server."""
+    return (error.sqlstate or "").startswith(DATA_ERRORS)
+
+
+def translate(error: psycopg.Error) -> WalvecError:
+    """psycopg's exception as a kind of ours; the server's own words stay in the message."""
+    state = error.sqlstate
+    words = (error.diag.message_primary or str(error)).strip().rstrip(".")
+    if state is None:
+        if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+            return StoreUnavailable(f"The vector store's database cannot be reached: {words}.", "walvec tries again.")
+        return StoreRejected(f"The vector store's database driver refused: {words}.")
+    if state.startswith("28"):
+        return StoreUnavailable(
+            f"The vector store's database refuses the login: {words}.",
+            "Check user, password and pg_hba.conf of its connection string; walvec tries again.",
+        )
+    if state == "3D000":
+        return StoreUnavailable(f"The vector store's database is missing: {words}.", "Create it; walvec tries again.")
+    if state.startswith(_TRY_AGAIN):
+        return StoreUnavailable(f"The vector store's database cannot do this now: {words}.", "walvec tries again.")
+    if state == "42501":
+        return StoreRejected(
+            f"The vector store's database denies it: {words}.",
+            "Grant walvec's user CREATE on the database, or ownership of walvec's schema and its tables.",
+        )
+    if state in ("42P01", "3F000", "42703"):
+        return StoreRejected(
+            f"The vector store's storage is missing or was changed: {words}.",
+            "Run `walvec backfill` on the table; walvec makes its storage anew.",
+        )
+    return StoreRejected(f"The vector store's database refuses: {words} (SQLSTATE {state}).")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Foreign exceptions stop here."""
+    try:
+        yield
+    except psycopg.Error as e:
+        raise translate(e) from e
+    except OSError as e:
+        raise StoreUnavailable(f"The vector store's database cannot be reached: {e}.", "walvec tries again.") from e
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One connection in autocommit mode, and the staging tables that it has."""
+
+    conn: AsyncConnection[TupleRow]
+    staging: set[str] = field(default_factory=set)
+
+    async def find_extension(self) -> None:
+        await self.conn.execute(_PATH)
+
+
+class Sessions:
+    """At most `limit` connections to one database, reused last in, first out."""
+
+    def __init__(self, dsn: str, limit: int = 8) -> None:
+        self._dsn = dsn
+        self._free: list[Session] = []
+        self._slots = asyncio.Semaphore(limit)
+        self._closed = False
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """A session for the caller alone. Raises StoreUnavailable; psycopg errors of the body come out translated."""
+        async with self._slots:
+            with translated():
+                session = await self._take()
+                try:
+                    yield session
+                finally:
+                    await self._give_back(session)
+
+    async def _take(self) -> Session:
+        while self._free:
+            session = self._free.pop()
+            try:
+                # notices, without waiting, that the server ended the session: its last words, then the end
+                session.conn.pgconn.consume_input()
+                session.conn.pgconn.consume_input()
+            except psycopg.OperationalError:
+                await session.conn.close()
+            if not session.conn.closed:
+                return session
+        conn = await AsyncConnection.connect(
+            self._dsn, autocommit=True, application_name="walvec sink", client_encoding="utf8", connect_timeout=10,
+            keepalives=1, keepalives_idle=10, keepalives_interval=5, keepalives_count=3, tcp_user_timeout=30_000,
+        )  # fmt: skip
+        try:
+            await conn.execute(_SETUP)
+            session = Session(conn)
+            await session.find_extension()
+        except BaseException:
+            await conn.close()
+            raise
+        return session
+
+    async def _give_back(self, session: Session) -> None:
+        idle = session.conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        if self._closed or session.conn.closed or not idle:
+            await session.conn.close()
+        else:
+            self._free.append(session)
+
+    async def close(self) -> None:
+        self._closed = True
+        while self._free:
+            await self._free.pop().conn.close()

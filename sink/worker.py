@@ -1,0 +1,316 @@
+"""One vector table: batches of `.vectors` into the store, what the store gives back to where it belongs, then the
+offset (rule commit-after-output).
+
+A batch is read and decoded while the one before it is written. A refused claim goes back to `.changes` (rule
+claim-back); a record that the store cannot take becomes a dead letter, then a delete (rule dead-delete). Next:
+`upkeep.py` (indexes, letters, purge), `service.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from sink.latency import Latencies
+from sink.stores.port import Store
+from walvec.contracts.changes import ALL_GENERATIONS, Change
+from walvec.contracts.errors import (
+    ControlUnavailable,
+    DecodeError,
+    LogUnavailable,
+    PartitionLost,
+    StoreUnavailable,
+)
+from walvec.contracts.letters import DeadLetter
+from walvec.contracts.position import ZERO, Position
+from walvec.contracts.vectors import VectorRecord
+from walvec.contracts.wire import decode_vector, encode_change, encode_letter, encode_vector
+from walvec.definitions.model import Generation, VectorTable
+from walvec.definitions.ports import Control
+from walvec.runtime import retry
+from walvec.runtime.settings import Settings
+from walvec.transport.ports import Consumer, Log, Producer
+from walvec.transport.records import Fetch, Record, changes_topic, dead_topic, sink_group, vectors_topic
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 1.0
+_REVOKE_SECONDS = 5.0
+_FEED_SECONDS = 2.0
+T = TypeVar("T")
+
+
+async def persistently(call: Callable[[], Awaitable[T]], table: VectorTable, action: str) -> T:
+    """Until it is done: an outage of the store, the log or the control database is waited out."""
+    return await retry.persistently(
+        call, StoreUnavailable, LogUnavailable, ControlUnavailable, action=action, table=table.name
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`records` by generation; `unreadable`: what is not a vector record, with its reason."""
+
+    offsets: Mapping[int, int]
+    records: Mapping[int, Sequence[VectorRecord]]
+    unreadable: Sequence[tuple[bytes, bytes, str]] = ()
+
+
+def decode(fetches: Sequence[Fetch]) -> Batch:
+    records: dict[int, list[VectorRecord]] = {}
+    unreadable: list[tuple[bytes, bytes, str]] = []
+    for fetch in fetches:
+        for stored in fetch.records:
+            try:
+                record = decode_vector(stored.key, stored.value)
+            except DecodeError as e:
+                unreadable.append((stored.key or b"", stored.value, str(e)))
+                continue
+            records.setdefault(record.generation, []).append(record)
+    return Batch({f.partition: f.next_offset for f in fetches}, records, unreadable)
+
+
+def sent_back(record: VectorRecord) -> Record:
+    """A refused claim as a forced change at its own position (rule claim-back)."""
+    change = Change(
+        op="r",
+        position=record.position,
+        key=record.key,
+        after=record.metadata,
+        exact=record.exact,
+        generation=record.generation,
+        force=True,
+        text="".join(c.text for c in record.chunks),
+        commit_ms=record.commit_ms,
+    )
+    return Record(record.key, encode_change(change))
+
+
+@dataclass(slots=True)
+class Counts:
+    applied: int = 0
+    refused: int = 0
+    rejected: int = 0
+    last_commit_ms: int = 0
+    letters: int = 0
+    latencies: Latencies = field(default_factory=Latencies)
+
+
+class Worker:
+    """`run` returns only by cancellation or an error that a person must mend."""
+
+    def __init__(self, table: VectorTable, settings: Settings, *, control: Control, log: Log, store: Store) -> None:
+        self.table = table
+        self.counts = Counts()
+        self._settings = settings
+        self._control = control
+        self._log = log
+        self._store = store
+        self._in_hand = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._dead_in_row = table.dead_in_row > 0
+
+    async def run(self) -> None:
+        table = self.table
+        name = table.storage_name
+        for topic in (vectors_topic(name), changes_topic(name), dead_topic(name)):
+            await persistently(lambda topic=topic: self._log.ensure_topic(topic), table, "ensure_topic")  # type: ignore[misc]
+        producer = self._log.producer()
+        consumer = self._log.consumer(vectors_topic(name), sink_group(name), self._revoked)
+        ready: asyncio.Queue[Batch] = asyncio.Queue(maxsize=1)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read(consumer, ready))
+                group.create_task(self._write(consumer, producer, ready))
+        except ExceptionGroup as e:
+            raise e.exceptions[0] from e
+        finally:
+            self._idle.set()
+            await consumer.close()
+            await producer.close()
+
+    async def _read(self, consumer: Consumer, ready: asyncio.Queue[Batch]) -> None:
+        sink = self._settings.sink
+        while True:
+            fetches = await persistently(
+                lambda: consumer.poll(
+                    max_records=sink.batch_records, max_bytes=sink.batch_bytes, timeout=_POLL_SECONDS
+                ),
+                self.table,
+                "poll",
+            )
+            if not fetches:
+                continue
+            self._in_hand += 1
+            self._idle.clear()
+            await ready.put(decode(fetches))
+
+    async def _revoked(self, partitions: frozenset[int]) -> None:
+        """What is in hand is finished first; if the store is away, the next owner does it again (rule guard)."""
+        try:
+            async with asyncio.timeout(_REVOKE_SECONDS):
+                await self._idle.wait()
+        except TimeoutError:
+            extra = {"action": "revoke", "table": self.table.name, "partitions": len(partitions)}
+            logger.warning("partitions given up with a batch in hand", extra=extra)
+
+    async def _write(self, consumer: Consumer, producer: Producer, ready: asyncio.Queue[Batch]) -> None:
+        while True:
+            batch = await ready.get()
+            await self._apply(batch, producer)
+            try:
+                await persistently(lambda batch=batch: consumer.commit(batch.offsets), self.table, "commit")  # type: ignore[misc]
+            except PartitionLost:
+                logger.info("partition lost", extra={"action": "commit", "table": self.table.name})
+            self._in_hand -= 1
+            if self._in_hand == 0:
+                self._idle.set()
+
+    async def _apply(self, batch: Batch, producer: Producer) -> None:
+        if batch.unreadable:
+            await self._bury(
+                producer,
+                [
+                    DeadLetter(self.table.id, 0, key, "decode", reason, ZERO, created_ms=_now_ms(), payload=value)
+                    for key, value, reason in batch.unreadable
+                ],
+            )
+        await self._know(max(batch.records, default=0))
+        for number, records in batch.records.items():
+            for generation in self._generations(number):
+                await self._apply_generation(generation, records, producer)
+
+    async def _know(self, number: int) -> None:
+        """Rule known-generation: what is newer than our definitions is not gone, the feed has not brought it yet (it
+        then ends this desk and begins another). Only what the control database itself does not know is passed over."""
+        ask_at = time.monotonic()
+        while all(g.number < number for g in self.table.generations):
+            if time.monotonic() >= ask_at:
+                found = await persistently(self._control.definitions.snapshot, self.table, "get_definitions")
+                table = found.vector_tables.get(self.table.id)
+                if table is None or all(g.number < number for g in table.generations):
+                    extra = {"action": "generation", "table": self.table.name, "generation": number}
+                    logger.warning("unknown generation", extra=extra)
+                    return
+                ask_at = time.monotonic() + _FEED_SECONDS
+            await asyncio.sleep(0.05)
+
+    def _generations(self, number: int) -> Sequence[Generation]:
+        """Records of a generation that is gone are passed over."""
+        live = self.table.live_generations
+        return live if number == ALL_GENERATIONS else [g for g in live if g.number == number]
+
+    async def _apply_generation(
+        self, generation: Generation, records: Sequence[VectorRecord], producer: Producer
+    ) -> None:
+        table, counts = self.table, self.counts
+        answer = await persistently(lambda: self._store.apply(table, generation, records), table, "apply")
+        if answer.refused_claims:
+            back = [sent_back(r) for r in answer.refused_claims]
+            await persistently(
+                lambda: producer.append(changes_topic(table.storage_name), back), table, "send_claims_back"
+            )
+            counts.refused += len(back)
+        if answer.rejected:
+            await self._reject(generation, answer.rejected, producer)
+        await self._in_a_row(len(answer.rejected) if answer.applied == 0 else 0)
+        if await self._letters_open():
+            await self._settle(generation, records, {r.key for r, _ in answer.rejected})
+        self._count(records, answer.applied)
+
+    async def _reject(
+        self, generation: Generation, rejected: Sequence[tuple[VectorRecord, str]], producer: Producer
+    ) -> None:
+        """The letter is durable before its delete (rules dead-delete, forced-delete)."""
+        table = self.table
+        await self._bury(
+            producer,
+            [
+                DeadLetter(
+                    table.id, generation.number, r.key, "store", reason, r.position, created_ms=_now_ms(),
+                    payload=encode_vector(r),
+                )
+                for r, reason in rejected
+            ],
+        )  # fmt: skip
+        deletes = [VectorRecord("delete", r.position, r.key, generation.number) for r, _ in rejected]
+        await persistently(lambda: self._store.apply(table, generation, deletes), table, "delete_rejected")
+        self.counts.rejected += len(rejected)
+
+    async def _bury(self, producer: Producer, letters: Sequence[DeadLetter]) -> None:
+        table = self.table
+        await persistently(lambda: self._control.letters.put(letters), table, "put_letters")
+        records = [Record(letter.key or None, encode_letter(letter)) for letter in letters]
+        await persistently(lambda: producer.append(dead_topic(table.storage_name), records), table, "append_letters")
+        self.counts.letters += len(letters)
+        for letter in letters[:1]:
+            extra = {"action": "dead_letter", "table": table.name, "kind": letter.kind, "letters": len(letters)}
+            logger.warning("records could not be stored", extra=extra)
+
+    async def _in_a_row(self, rejected: int) -> None:
+        """Past the limit the table stops instead of draining itself into the dead letters."""
+        if not rejected and not self._dead_in_row:
+            return
+        table, states = self.table, self._control.states
+        number = await persistently(lambda: states.count_dead(table.id, rejected), table, "count_dead")
+        self._dead_in_row = rejected > 0
+        if rejected and number >= self._settings.embedder.dead_letter_limit:
+            await persistently(
+                lambda: states.set_error(
+                    table.id,
+                    "dead_letters",
+                    f"{number} changes in a row could not be stored.",
+                    "See `walvec dead list`; mend the cause, then resume the table.",
+                ),
+                table,
+                "set_error",
+            )
+
+    async def _letters_open(self) -> int:
+        """Asked for each batch, so that a drained table's list is up to date; an outage holds no batch up."""
+        try:
+            self.counts.letters = await self._control.letters.count(self.table.id)
+        except ControlUnavailable as e:
+            logger.debug("letters not counted", extra={"action": "count_letters", "reason": str(e)})
+        return self.counts.letters
+
+    async def _settle(self, generation: Generation, records: Sequence[VectorRecord], rejected: set[bytes]) -> None:
+        """A letter leaves the list when the store's version of its key is strictly newer."""
+        newest: dict[bytes, Position] = {}
+        for record in records:
+            if record.op != "truncate" and record.key not in rejected:
+                newest[record.key] = max(record.position, newest.get(record.key, ZERO))
+        claims = {r.key for r in records if r.op == "metadata"}
+        newest = {k: p for k, p in newest.items() if k not in claims}
+        if newest:
+            letters, table = self._control.letters, self.table
+            await persistently(lambda: letters.settle(table.id, generation.number, newest), table, "settle_letters")
+
+    def _count(self, records: Sequence[VectorRecord], applied: int) -> None:
+        counts, now_ms = self.counts, time.time() * 1000
+        counts.applied += applied
+        streamed = [r.commit_ms for r in records if r.commit_ms and r.position.ordinal]
+        if streamed:
+            counts.last_commit_ms = max(counts.last_commit_ms, *streamed)
+            counts.latencies.add(time.monotonic(), [max(0.0, now_ms - ms) for ms in streamed])
+
+    def report(self) -> dict[str, object]:
+        counts = self.counts
+        p50, p99 = counts.latencies.percentiles(time.monotonic(), 0.5, 0.99)
+        return {
+            "applied": counts.applied,
+            "refused": counts.refused,
+            "rejected": counts.rejected,
+            "last_commit_ms": counts.last_commit_ms,
+            "latency_ms_p50": p50,
+            "latency_ms_p99": p99,
+        }
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
