@@ -1,0 +1,94 @@
+"""What the API needs of the other roles' adapters; the command line plugs them in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from walvec.contracts.sources import Check, SourceTable
+from walvec.contracts.stores import Differences, Filter, Hit
+from walvec.definitions.model import Connection, EmbeddingProvider, Generation, VectorTable
+
+
+class Source(Protocol):
+    """Implemented by cdc.source.SourceAccess. Raises SourceUnavailable, SourceRejected, DefinitionError."""
+
+    async def test(self, connection: Connection) -> float:
+        """Connects and asks; latency in milliseconds."""
+
+    async def doctor(self, connection: Connection, tables: Sequence[VectorTable]) -> list[Check]:
+        """The whole preflight: server, rights, slots, and each table's key, identity and publication."""
+
+    async def inspect(self, connection: Connection, source_table: str) -> SourceTable:
+        """Resolves a name (quoted exact; unquoted exact first, then folded) and reads the catalog."""
+
+    async def count(self, connection: Connection, table: VectorTable) -> int:
+        """Rows; exact when that takes less than a second, else the planner's estimate."""
+
+    async def emit_marker(self, connection: Connection) -> int:
+        """A transactional logical message; returns an LSN such that everything committed before the call is below."""
+
+    async def unpublished(
+        self, connection: Connection, tables: Sequence[VectorTable], marks: Mapping[str, str]
+    ) -> list[str]:
+        """Names of the vector tables whose changes the server does not send now, or that somebody has published again
+        since cdc stored these marks. Before cdc publishes such a table again, or stores its new mark, it has opened the
+        rebackfill that makes up for what was not sent."""
+
+    def scan(
+        self, connection: Connection, table: VectorTable, generation: Generation, *, only: Sequence[bytes] | None = None
+    ) -> AsyncIterator[Sequence[tuple[bytes, str | None]]]:
+        """(canonical key, composed text or None) of every row, or of `only` these keys, in batches."""
+
+    async def release(self, connection: Connection) -> None:
+        """Drops slot and publication of a connection that is being deleted."""
+
+
+class SearchStore(Protocol):
+    """Implemented by sink.stores.registry.Stores, which picks the adapter by the table's `store` and `mode`."""
+
+    async def ensure(self, table: VectorTable, generation: Generation) -> None: ...
+
+    async def show(self, table: VectorTable, generation: Generation) -> None: ...
+
+    async def drop(self, table: VectorTable, generation: int | None = None) -> None: ...
+
+    async def count(self, table: VectorTable, generation: Generation) -> int: ...
+
+    async def search(
+        self,
+        table: VectorTable,
+        generation: Generation,
+        vector: np.ndarray,
+        *,
+        limit: int,
+        where: Filter | None = None,
+        min_score: float | None = None,
+    ) -> list[Hit]: ...
+
+    async def compare(
+        self,
+        table: VectorTable,
+        generation: Generation,
+        rows: AsyncIterator[Sequence[tuple[bytes, str | None]]],
+        *,
+        only: Sequence[bytes] | None = None,
+    ) -> Differences: ...
+
+
+class Models(Protocol):
+    """Implemented by embedder.models.ModelAccess: providers as the API sees them."""
+
+    async def embed_query(self, provider: EmbeddingProvider, generation: Generation, text: str) -> np.ndarray: ...
+
+    def defaults(self, provider: str) -> tuple[str | None, int | None]:
+        """Default model and its dimensions of a provider kind, where known."""
+
+    async def check(self, provider: EmbeddingProvider, model: str, dimensions: int | None) -> int:
+        """The dimensions the model will give. Raises DefinitionError when `dimensions` do not fit what is known
+        (static: the model's own; openai: catalogue where known). No paid call is made."""
+
+    def providers(self) -> Mapping[str, Sequence[tuple[str, int]]]:
+        """Known provider kinds with their model catalogue."""

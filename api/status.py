@@ -1,0 +1,212 @@
+"""What a vector table is doing, from what is stored and what the roles report."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from api.lag import Lag, lag_of
+from api.services import Services
+from walvec.contracts.errors import WalvecError
+from walvec.contracts.position import format_lsn
+from walvec.definitions.model import Snapshot, SyncStatus, Task, VectorTable
+from walvec.transport.records import changes_topic, embedder_group, sink_group, vectors_topic
+
+BACKFILLS = ("backfill", "rebackfill")
+_PATIENCE = 3.0  # seconds that a status waits for a source or store that may be down
+_FRESH = 10.0  # seconds after which a role's report says that the role is not there
+
+Reports = Mapping[tuple[str, str], tuple[Mapping[str, Any], float]]
+
+
+def state_of(table: VectorTable, tasks: Sequence[Task]) -> SyncStatus:
+    """Worst first. `tasks`: the table's recent ones; a first backfill that has been read is in the store only when
+    the table says so."""
+    if table.error:
+        return "error"
+    if table.paused:
+        return "paused"
+    if table.blocked:
+        return "blocked"
+    backfills = [t for t in tasks if t.task_type in BACKFILLS]
+    if any(t.status in ("pending", "running") for t in backfills):
+        return "backfilling"
+    if not table.backfilled:
+        return "backfilling" if backfills and backfills[0].status == "completed" else "pending"
+    return "pending_rebackfill" if table.pending_rebackfill else "synced"
+
+
+def backfill_progress(tasks: Sequence[Task]) -> dict[str, Any] | None:
+    """Of the newest backfill that is open."""
+    task = next((t for t in tasks if t.task_type in BACKFILLS and t.status in ("pending", "running")), None)
+    if task is None:
+        return None
+    progress = task.progress
+    done = rows_done(task)
+    estimate = progress.get("estimate")
+    rate = progress.get("rate")
+    total = max(int(estimate), done) if isinstance(estimate, int | float) else None
+    remaining = (total - done) / rate if total is not None and isinstance(rate, int | float) and rate > 0 else None
+    return {
+        "task_id": task.id,
+        "task_type": task.task_type,
+        "status": task.status,
+        "rows_done": done,
+        "estimated_total": total,
+        "rate": rate,
+        "remaining_seconds": round(remaining, 1) if remaining is not None else None,
+        "waiting": progress.get("waiting") or None,
+        "last_error": task.last_error,
+    }
+
+
+def rows_done(task: Task) -> int:
+    found = task.progress.get("rows", 0)
+    return found if isinstance(found, int) else 0
+
+
+async def reports_of(services: Services) -> Reports:
+    return {(role, subject): (report, age) for role, subject, report, age in await services.control.reports.all()}
+
+
+async def all_statuses(services: Services, tables: Sequence[VectorTable], snapshot: Snapshot) -> list[dict[str, Any]]:
+    reports = await reports_of(services)
+    return list(await asyncio.gather(*(table_status(services, t, snapshot, reports) for t in tables)))
+
+
+async def table_status(services: Services, table: VectorTable, snapshot: Snapshot, reports: Reports) -> dict[str, Any]:
+    """Every number that can be had; what is out of reach is null and named in `unreachable`."""
+    unreachable: list[str] = []
+    tasks = await services.control.tasks.recent(table.id, 20)
+    dead = await services.control.letters.count(table.id)
+    total, synced = await asyncio.gather(
+        _reached(lambda: total_rows(services, table, snapshot), f"rows:{table.id}", services, unreachable),
+        _reached(lambda: synced_rows(services, table), f"vectors:{table.id}", services, unreachable),
+    )
+    stages = await _stages(services, table, unreachable)
+    embedder, sink = stages
+    state = state_of(table, tasks)
+    sent = _report(reports, "embedder", table.id)
+    applied = _report(reports, "sink", table.id)
+    connection = snapshot.connections.get(table.connection_id)
+    backfill = backfill_progress(tasks)
+    if backfill and backfill["estimated_total"] is None and total is not None:
+        backfill["estimated_total"] = max(total, backfill["rows_done"])
+    return {
+        "id": table.id,
+        "name": table.name,
+        "state": state,
+        "sync_status": state,
+        "total_rows": total,
+        "synced_rows": synced,
+        "dead_letters": dead,
+        "lag_changes": embedder.changes + sink.changes if embedder and sink else None,
+        "lag_seconds": max(embedder.seconds, sink.seconds) if embedder and sink else None,
+        "stages": {"embedder": _lag_json(embedder), "sink": _lag_json(sink)},
+        "backfill": backfill,
+        "last_error": last_error(table, tasks),
+        "error": dict(table.error) if table.error else None,
+        "blocked": table.blocked,
+        "texts_sent": sent.get("texts_sent"),
+        "texts_saved": sent.get("texts_saved"),
+        "embedder": sent,
+        "sink": applied,
+        "source": await source_status(services, table.connection_id, reports)
+        | {
+            "connection": connection.name if connection else None,
+            "status": connection.status if connection else None,
+            "status_message": connection.status_message if connection else "",
+        },
+        "generation": table.active.number,
+        "embedding_model": table.active.embedding_model,
+        "store": table.store,
+        "unreachable": unreachable,
+    }
+
+
+async def source_status(services: Services, connection_id: str, reports: Reports) -> dict[str, Any]:
+    report, age = reports.get(("cdc", connection_id), ({}, None))
+    progress = await services.control.progress.get(connection_id)
+    durable = max(progress.lsn, durable_lsn(report))
+    return {
+        **report,
+        "durable_lsn": format_lsn(durable),
+        "lag_seconds": report.get("lag_seconds"),
+        "report_age_seconds": round(age, 1) if age is not None else None,
+        "reading": age is not None and age < _FRESH,
+    }
+
+
+def durable_lsn(report: Mapping[str, Any]) -> int:
+    found = report.get("durable_lsn", 0)
+    return found if isinstance(found, int) else 0
+
+
+def last_error(table: VectorTable, tasks: Sequence[Task]) -> str | None:
+    if table.error:
+        return f"{table.error.get('message', '')} {table.error.get('cure', '')}".strip()
+    if table.blocked:
+        return table.blocked
+    newest = next((t for t in tasks if t.task_type in BACKFILLS), None)
+    return newest.last_error if newest is not None and newest.status != "completed" else None
+
+
+async def total_rows(services: Services, table: VectorTable, snapshot: Snapshot) -> int:
+    connection = snapshot.connections[table.connection_id]
+    return await services.memory.recall(f"rows:{table.id}", lambda: services.source.count(connection, table))
+
+
+async def synced_rows(services: Services, table: VectorTable) -> int:
+    return await services.memory.recall(
+        f"vectors:{table.id}:{table.active.number}", lambda: services.store.count(table, table.active)
+    )
+
+
+async def counts(services: Services, table: VectorTable, snapshot: Snapshot) -> tuple[int, int]:
+    """(total rows, synced rows); what cannot be reached now counts as it was last seen, else 0."""
+    ignored: list[str] = []
+    total, synced = await asyncio.gather(
+        _reached(lambda: total_rows(services, table, snapshot), f"rows:{table.id}", services, ignored),
+        _reached(lambda: synced_rows(services, table), f"vectors:{table.id}", services, ignored),
+    )
+    return total or 0, synced or 0
+
+
+async def _reached(
+    find: Callable[[], Awaitable[int]], name: str, services: Services, unreachable: list[str]
+) -> int | None:
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return await find()
+    except TimeoutError:
+        unreachable.append(f"{name.partition(':')[0]}: no answer within {_PATIENCE:g} s")
+    except WalvecError as e:
+        unreachable.append(f"{name.partition(':')[0]}: {e.message}")
+    return services.memory.last(name)
+
+
+async def _stages(services: Services, table: VectorTable, unreachable: list[str]) -> tuple[Lag | None, Lag | None]:
+    name = table.storage_name
+    try:
+        return (
+            await lag_of(services.log, changes_topic(name), embedder_group(name)),
+            await lag_of(services.log, vectors_topic(name), sink_group(name)),
+        )
+    except WalvecError as e:
+        unreachable.append(f"log: {e.message}")
+        return None, None
+
+
+def _lag_json(lag: Lag | None) -> dict[str, Any] | None:
+    return {"lag_changes": lag.changes, "lag_seconds": lag.seconds} if lag else None
+
+
+def _report(reports: Reports, role: str, subject: str) -> dict[str, Any]:
+    report, age = reports.get((role, subject), ({}, None))
+    return {**report, "report_age_seconds": round(age, 1)} if age is not None else {}
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

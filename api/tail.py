@@ -1,0 +1,129 @@
+"""The log, readable: records of a topic, oldest first, as JSON objects."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import orjson
+
+from api.lag import appended_at
+from api.problems import invalid
+from walvec.contracts.errors import NotFound
+from walvec.transport.ports import Log
+from walvec.transport.records import StoredRecord
+
+_AGE = re.compile(r"(\d+)(ms|s|m|h|d)")
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+async def start_offsets(log: Log, topic: str, start: str) -> dict[int, int]:
+    """`earliest`, `latest`, an age (10m) or an offset, by partition. Raises Problem for anything else."""
+    try:
+        ends = await log.end_offsets(topic)
+    except NotFound:
+        return {}
+    age = _AGE.fullmatch(start)
+    if start == "latest":
+        return ends
+    if start == "earliest":
+        return await _kept(log, topic, ends)
+    if start.isdecimal() and len(start) < 19:
+        first = await _kept(log, topic, ends)
+        return {p: max(int(start), first[p]) for p in ends}
+    if age is None:
+        raise invalid(
+            f"from: {start[:40]!r} is no place in the log.", "earliest, latest, an age like 10m, or an offset."
+        )
+    since = (time.time() - int(age[1]) * _UNITS[age[2]]) * 1000
+    first = await _kept(log, topic, ends)
+    return {p: await _seek(log, topic, p, first[p], end, since) for p, end in ends.items()}
+
+
+async def _kept(log: Log, topic: str, ends: Mapping[int, int]) -> dict[int, int]:
+    for stats in await log.topics():
+        if stats.topic == topic:
+            return {p: stats.start_offsets.get(p, 0) for p in ends}
+    return dict.fromkeys(ends, 0)
+
+
+async def _seek(log: Log, topic: str, partition: int, low: int, high: int, since_ms: float) -> int:
+    """First offset that was appended at `since_ms` or later; append times do not fall within a partition."""
+    while low < high:
+        middle = (low + high) // 2
+        at = await appended_at(log, topic, partition, middle)
+        if at is None or at >= since_ms:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+async def tail(log: Log, topic: str, offsets: dict[int, int]) -> AsyncIterator[dict[str, Any]]:
+    """From `offsets`, which move on with what was read, to the ends as of the call; partitions merged by time."""
+    try:
+        ends = await log.end_offsets(topic)
+    except NotFound:
+        return
+    heads: dict[int, tuple[StoredRecord, AsyncIterator[StoredRecord]]] = {}
+    for partition, end in ends.items():
+        start = offsets.setdefault(partition, 0)
+        if start < end:
+            records = log.read(topic, partition, start, end)
+            await _advance(heads, partition, records)
+    while heads:
+        partition = min(heads, key=lambda p: (heads[p][0].timestamp_ms, p))
+        record, records = heads[partition]
+        yield readable(topic, partition, record)
+        offsets[partition] = record.offset + 1
+        await _advance(heads, partition, records)
+
+
+async def _advance(
+    heads: dict[int, tuple[StoredRecord, AsyncIterator[StoredRecord]]],
+    partition: int,
+    records: AsyncIterator[StoredRecord],
+) -> None:
+    record = await anext(records, None)
+    if record is None:
+        heads.pop(partition, None)
+    else:
+        heads[partition] = (record, records)
+
+
+def readable(topic: str, partition: int, record: StoredRecord) -> dict[str, Any]:
+    return {
+        "topic": topic,
+        "partition": partition,
+        "offset": record.offset,
+        "timestamp_ms": record.timestamp_ms,
+        "key": _json(record.key),
+        "value": _json(record.value),
+    }
+
+
+def _json(data: bytes | None) -> Any:
+    """JSON as it is, other text as a string, other bytes as base64."""
+    if data is None:
+        return None
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(data).decode()}
+
+
+def has_key(record: Mapping[str, Any], wanted: str) -> bool:
+    """`wanted`: the key's JSON, or the plain value of a single key column."""
+    key = record["key"]
+    if isinstance(key, dict) and len(key) == 1 and str(next(iter(key.values()))) == wanted:
+        return True
+    try:
+        return bool(key == orjson.loads(wanted))
+    except orjson.JSONDecodeError:
+        return bool(key == wanted)

@@ -1,0 +1,248 @@
+"""A requested vector table + what the source says of itself -> a VectorTable that will work, or DefinitionError.
+
+Nothing is created here. Used by `reconcile` (the definitions file) and by POST /v1/vector-tables.
+"""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+from collections.abc import Iterable, Sequence
+
+from api.ports import Models, Source
+from walvec.contracts.errors import DefinitionError
+from walvec.contracts.sources import SourceTable, TableColumn
+from walvec.definitions.document import ColumnSpec, VectorTableSpec
+from walvec.definitions.model import (
+    Column,
+    Connection,
+    EmbeddingProvider,
+    FilterType,
+    Generation,
+    Mode,
+    SourceColumn,
+    StoreKind,
+    VectorTable,
+)
+from walvec.definitions.views import check_view
+
+_WITHOUT_TEXT = frozenset({"bytea", "vector", "halfvec", "sparsevec", "tsvector", "tsquery", "bit", "bit varying"})
+_FILTERS: dict[str, FilterType] = {
+    "smallint": "integer",
+    "integer": "integer",
+    "bigint": "integer",
+    "oid": "integer",
+    "real": "float",
+    "double precision": "float",
+    "numeric": "float",
+    "money": "keyword",
+    "boolean": "boolean",
+    "date": "datetime",
+    "timestamp without time zone": "datetime",
+    "timestamp with time zone": "datetime",
+}
+
+
+def new_id(prefix: str) -> str:
+    """`vt_` + 16 hexadecimal digits; the first 8 go into names of slots, topics and storage."""
+    return f"{prefix}_{secrets.token_hex(8)}"
+
+
+async def build_vector_table(
+    request: VectorTableSpec,
+    connection: Connection,
+    provider: EmbeddingProvider,
+    source: Source,
+    models: Models,
+    *,
+    others: Iterable[VectorTable] = (),
+    default_store: StoreKind = "pgvector",
+    existing: VectorTable | None = None,
+    preflight: bool = True,
+) -> VectorTable:
+    """The table as it would be stored: names resolved, key and columns recorded, model checked, preflight passed.
+
+    `existing`: the table that this request describes anew; it keeps its id, and what the request leaves open.
+    `preflight`: ask the source's doctor too. Raises DefinitionError, SourceUnavailable, SourceRejected.
+    """
+    known_provider(provider.provider, models)
+    found = await source.inspect(connection, request.source_table)
+    columns = _columns(request, found)
+    key = _key(request, found)
+    model, dimensions = await _model(request, provider, models, existing)
+    store, mode = _place(request, connection, existing, default_store)
+    wanted = {c.name for c in columns} | set(key)
+    by_name = {c.name: c for c in found.columns}
+    active = existing.active if existing else None
+    generation = Generation(
+        number=active.number if active else 1,
+        state="active",
+        embedding_model=model,
+        embedding_dimensions=dimensions,
+        columns=columns,
+        key=tuple(_recorded(by_name[name]) for name in key),
+        source=tuple(_recorded(c) for c in found.columns if c.name in wanted),
+        index=request.index.model_dump(exclude_none=True),
+        separator=request.separator,
+        ready=active.ready if active else False,
+    )
+    named = request.primary_key_column
+    table = VectorTable(
+        id=existing.id if existing else new_id("vt"),
+        name=request.name,
+        connection_id=connection.id,
+        embedding_provider_id=provider.id,
+        provider_kind=provider.provider,
+        source_schema=found.schema,
+        source_table=found.name,
+        store=store,
+        mode=mode,
+        generations=(generation,),
+        backfill=request.backfill,
+        sync_mode=request.sync_mode,
+        primary_key_named=named is not None,
+        raw_source_table=request.source_table,
+        raw_primary_key=named,
+        created_at=existing.created_at if existing else "",
+    )
+    check_view(table, generation, others)
+    if preflight:
+        await _preflight(table, connection, source)
+    return table
+
+
+def known_provider(kind: str, models: Models) -> None:
+    """Raises DefinitionError for a kind of provider that nobody implements."""
+    known = list(models.providers())
+    if known and kind not in known:
+        raise DefinitionError(f"there is no kind of provider called {kind!r}.", _near(kind, known))
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, 3, 0.5)
+    close = close or [k for k in known if k.lower() == name.lower()]
+    if close:
+        return "Did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return "There are: " + ", ".join(sorted(known)[:30]) + "."
+
+
+def _recorded(column: TableColumn) -> SourceColumn:
+    return SourceColumn(
+        column.name,
+        column.type,
+        column.type_oid,
+        column.base_type,
+        column.codec,
+        column.nullable,
+        column.user_defined,
+    )
+
+
+def _qualified(found: SourceTable) -> str:
+    return f"{found.schema}.{found.name}"
+
+
+def _columns(request: VectorTableSpec, found: SourceTable) -> tuple[Column, ...]:
+    by_name = {c.name: c for c in found.columns}
+    columns = []
+    for spec in request.columns:
+        column = by_name.get(spec.name)
+        if column is None:
+            raise DefinitionError(
+                f"table {_qualified(found)} has no column {spec.name!r}.", _near(spec.name, list(by_name))
+            )
+        if spec.role == "embedding" and _textless(column):
+            raise DefinitionError(
+                f"column {spec.name!r} of {_qualified(found)} has type {column.type}, which has no text to embed.",
+                "Embed another column, or give this one role metadata.",
+            )
+        columns.append(
+            Column(spec.name, spec.role, spec.ordinal, spec.name_prefix, _filter_type(spec, column), spec.alias)
+        )
+    return tuple(columns)
+
+
+def _textless(column: TableColumn) -> bool:
+    return column.base_type.rpartition(".")[2].strip('"') in _WITHOUT_TEXT
+
+
+def _filter_type(spec: ColumnSpec, column: TableColumn) -> FilterType | None:
+    if spec.role == "embedding":
+        return spec.filter_type
+    if spec.filter_type is not None:
+        return spec.filter_type
+    return _FILTERS.get(column.base_type, "keyword")
+
+
+def _key(request: VectorTableSpec, found: SourceTable) -> tuple[str, ...]:
+    """The key columns in index order."""
+    named = request.primary_key_column
+    usable = [found.key, *found.unique_keys.values()] if found.key else list(found.unique_keys.values())
+    if named is None:
+        if found.key:
+            return found.key
+        raise DefinitionError(
+            f"table {_qualified(found)} has no primary key.",
+            f"ALTER TABLE {_qualified(found)} ADD PRIMARY KEY (…);"
+            + (f" or name a unique key: {_spelled(usable)}." if usable else ""),
+        )
+    names = [named] if isinstance(named, str) else list(named)
+    known = [c.name for c in found.columns]
+    for name in names:
+        if name not in known:
+            raise DefinitionError(f"table {_qualified(found)} has no key column {name!r}.", _near(name, known))
+    for columns in usable:
+        if set(columns) == set(names):
+            return columns
+    raise DefinitionError(
+        f"({', '.join(names)}) is not a key of {_qualified(found)}: it needs a unique index over NOT NULL columns, "
+        "neither partial nor deferrable.",
+        f"Its keys are {_spelled(usable)}." if usable else f"ALTER TABLE {_qualified(found)} ADD PRIMARY KEY (…);",
+    )
+
+
+def _spelled(keys: Iterable[Sequence[str]]) -> str:
+    return ", ".join("(" + ", ".join(k) + ")" for k in keys)
+
+
+async def _model(
+    request: VectorTableSpec, provider: EmbeddingProvider, models: Models, existing: VectorTable | None
+) -> tuple[str, int]:
+    same = existing is not None and existing.embedding_provider_id == provider.id
+    active = existing.active if existing is not None and same else None
+    default, _ = models.defaults(provider.provider)
+    model = request.embedding_model or (active.embedding_model if active else provider.default_model or default)
+    if model is None:
+        raise DefinitionError(
+            f"vector table {request.name!r} names no embedding_model, and provider {provider.name!r} has no default.",
+            "Add embedding_model to the table, or default_model to the provider.",
+        )
+    dimensions = request.embedding_dimensions
+    if dimensions is None and active is not None and active.embedding_model == model:
+        dimensions = active.embedding_dimensions
+    return model, await models.check(provider, model, dimensions)
+
+
+def _place(
+    request: VectorTableSpec, connection: Connection, existing: VectorTable | None, default_store: StoreKind
+) -> tuple[StoreKind, Mode]:
+    mode = request.mode or (existing.mode if existing else connection.mode)
+    fallback: StoreKind = "pgvector" if mode == "platform" else default_store
+    store = request.store or (existing.store if existing else fallback)
+    if mode == "platform" and store != "pgvector":
+        raise DefinitionError(
+            f"vector table {request.name!r}: mode platform keeps vectors in the source database, so its store is "
+            "pgvector.",
+            "Remove `store`, or choose mode managed.",
+        )
+    return store, mode
+
+
+async def _preflight(table: VectorTable, connection: Connection, source: Source) -> None:
+    failed = [c for c in await source.doctor(connection, [table]) if not c.ok]
+    if failed:
+        raise DefinitionError(
+            f"connection {connection.name!r} cannot feed vector table {table.name!r}:"
+            + "".join(f"\n  {c.name}: {c.detail}{f' Cure: {c.cure}' if c.cure else ''}" for c in failed),
+            "" if any(c.cure for c in failed) else "Run `walvec doctor` and mend what it names.",
+        )
