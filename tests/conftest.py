@@ -1,0 +1,15 @@
+"""Fixtures by concern, in tests/plugins."""
+
+import sys
+from pathlib import Path
+
+_ROOT = str(Path(__file__).parents[1])
+if _ROOT not in sys.path:
+    sys.path.insert(0, _ROOT)
+
+pytest_plugins = [
+    "tests.plugins.postgres",
+    "tests.plugins.postgres15",
+    "tests.plugins.eventually",
+    "tests.plugins.openai_server",
+]

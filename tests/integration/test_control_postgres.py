@@ -1,0 +1,148 @@
+"""The control database among several processes, outages, upgrades and wrong keys."""
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.contract.test_control import GENERATION, LOCAL, PRODUCTS, SHOP
+from walvec.contracts.errors import ConfigError, ControlUnavailable
+from walvec.definitions.postgres import ControlDatabase, open_control
+from walvec.definitions.schema import migrations
+
+KEY = "a secret key"
+
+
+async def opened(postgres: Any, *, environment: str = "prod", key: str = KEY) -> ControlDatabase:
+    return await open_control(postgres.dsn, environment=environment, secret_key=key)
+
+
+async def test_processes_that_start_at_once_make_one_schema(postgres: Any) -> None:
+    controls = await asyncio.gather(*(opened(postgres) for _ in range(6)))
+    for control in controls:
+        await control.close()
+    assert postgres.execute("SELECT number FROM walvec_control.migrations ORDER BY 1") == [
+        (m.number,) for m in migrations()
+    ]
+
+
+async def test_a_newer_schema_is_refused_with_the_cure(postgres: Any) -> None:
+    await (await opened(postgres)).close()
+    postgres.execute("INSERT INTO walvec_control.migrations (number, name) VALUES (999, 'later')")
+    with pytest.raises(ConfigError, match=r"version 999.*newer walvec"):
+        await opened(postgres)
+    assert postgres.execute("SELECT max(number) FROM walvec_control.migrations") == [(999,)]
+
+
+async def test_what_one_process_defines_another_feels_within_a_second(postgres: Any) -> None:
+    one, other = await opened(postgres), await opened(postgres)
+    await one.definitions.put_connection(SHOP)
+    await one.definitions.put_provider(LOCAL)
+    await other.feed.changed(2)
+    since = other.feed.current.version
+    async with asyncio.timeout(1):
+        await one.definitions.put_vector_table(PRODUCTS)
+        felt = await other.feed.changed(since)
+    assert felt.vector_tables[PRODUCTS.id].active == GENERATION
+    await one.close()
+    await other.close()
+
+
+async def test_environments_do_not_see_each_other(postgres: Any) -> None:
+    prod, test = await opened(postgres), await opened(postgres, environment="test")
+    await prod.definitions.put_connection(SHOP)
+    await test.definitions.put_connection(replace(SHOP, on_slot_loss="halt"))
+    assert (await prod.definitions.snapshot()).connections[SHOP.id].on_slot_loss == "rebackfill"
+    await test.definitions.delete_connection(SHOP.id)
+    assert SHOP.id in (await prod.definitions.snapshot()).connections
+    await prod.close()
+    await test.close()
+
+
+async def test_sessions_that_are_ended_come_back(postgres: Any, eventually: Any) -> None:
+    one, other = await opened(postgres), await opened(postgres)
+    await one.definitions.put_connection(SHOP)
+    await other.feed.changed(1)
+    since = other.feed.current.version
+    with psycopg.connect(postgres.dsn, autocommit=True) as admin:
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    assert other.feed.current.connections[SHOP.id].name == "shop"
+
+    async def written() -> bool:
+        try:
+            await one.definitions.put_provider(LOCAL)
+        except ControlUnavailable:
+            return False
+        return True
+
+    await eventually(written)
+    async with asyncio.timeout(10):
+        felt = await other.feed.changed(since)
+    assert LOCAL.id in felt.providers
+    await one.close()
+    await other.close()
+
+
+async def test_an_outage_is_told_as_such_and_the_snapshot_stays(own_postgres: Any, eventually: Any) -> None:
+    control = await opened(own_postgres)
+    await control.definitions.put_connection(SHOP)
+    await control.feed.changed(1)
+    own_postgres.server.stop()
+    with pytest.raises(ControlUnavailable):
+        await control.tasks.recent()
+    assert SHOP.id in control.feed.current.connections
+    with pytest.raises(ControlUnavailable):
+        await opened(own_postgres)
+    since = control.feed.current.version
+    own_postgres.server.start()
+
+    async def written() -> bool:
+        try:
+            await control.definitions.put_provider(LOCAL)
+        except ControlUnavailable:
+            return False
+        return True
+
+    await eventually(written, 60)
+    async with asyncio.timeout(20):
+        assert LOCAL.id in (await control.feed.changed(since)).providers
+    await control.close()
+
+
+async def test_a_wrong_secret_key_is_told_at_start(postgres: Any) -> None:
+    await (await opened(postgres)).close()
+    with pytest.raises(ConfigError, match="WALVEC_SECRET_KEY") as refused:
+        await opened(postgres, key="another key")
+    assert KEY not in str(refused.value)
+
+
+async def test_secrets_are_nowhere_in_clear(postgres: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    control = await opened(postgres)
+    await control.definitions.put_connection(SHOP)
+    await control.definitions.put_provider(LOCAL)
+    snapshot = await control.definitions.snapshot()
+    stored = postgres.execute(
+        "SELECT to_jsonb(c)::text, encode(credentials, 'escape') FROM walvec_control.connections c"
+        " UNION ALL SELECT to_jsonb(p)::text, encode(api_key, 'escape') FROM walvec_control.providers p"
+    )
+    assert len(stored) == 2
+    for shown in (repr(snapshot), repr(stored), caplog.text, repr(control.definitions.__dict__)):
+        assert "hidden" not in shown
+    assert snapshot.connections[SHOP.id].dsn == SHOP.dsn
+    await control.close()
+
+
+async def test_an_address_that_leads_nowhere(postgres: Any) -> None:
+    with pytest.raises(ControlUnavailable):
+        await open_control("postgresql://u:hidden@127.0.0.1:1/none", environment="prod", secret_key=KEY)
+    with pytest.raises(ConfigError):
+        await open_control("no address at all", environment="prod", secret_key=KEY)
+    with pytest.raises(ConfigError, match="empty"):
+        await open_control(postgres.dsn, environment="prod", secret_key="")

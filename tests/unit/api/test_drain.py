@@ -1,0 +1,164 @@
+"""Drain and verify, against hands that play the roles."""
+
+import asyncio
+
+from tests.unit.api.worlds import World, key, position
+from walvec.contracts.letters import DeadLetter
+
+
+async def test_waits_for_source_backfill_embedder_and_sink(world: World) -> None:
+    await world.apply()
+    await world.append("changes", key(1), key(2))
+    waiting = asyncio.create_task(world.ask("POST", "/v1/drain", {"timeout": 20}))
+    await asyncio.sleep(0)
+    for step in (lambda: world.read(10_000), world.backfilled, lambda: world.consume("changes")):
+        early, _ = await asyncio.wait({waiting}, timeout=0.15)
+        assert not early
+        await step()
+    early, _ = await asyncio.wait({waiting}, timeout=0.15)
+    assert early == set() or (await waiting)["drained"]
+    assert (await waiting)["drained"] is True
+
+
+async def test_what_the_sink_sends_back_is_waited_for(world: World) -> None:
+    await world.ready()
+    await world.append("vectors", key(1))
+    waiting = asyncio.create_task(world.ask("POST", "/v1/drain", {"timeout": 20}))
+    early, _ = await asyncio.wait({waiting}, timeout=0.1)
+    assert not early
+    await world.append("changes", key(1))
+    await world.consume("vectors")
+    early, _ = await asyncio.wait({waiting}, timeout=0.15)
+    assert not early
+    await world.consume("changes")
+    assert (await waiting)["drained"] is True
+
+
+async def test_stops_early_with_the_reason(world: World) -> None:
+    table = await world.ready()
+    await world.append("changes", key(1))
+    await world.control.definitions.set_paused(table.id, True)
+    found = await world.ask("POST", "/v1/drain", {"timeout": 60})
+    assert not found["drained"]
+    assert "paused" in found["reason"]
+    await world.control.definitions.set_paused(table.id, False)
+    await world.control.states.set_error(table.id, "dead_letters", "100 in a row.", "Mend it.")
+    found = await world.ask("POST", "/v1/drain", {"timeout": 60})
+    assert "100 in a row. Mend it." in found["reason"]
+
+
+async def test_a_table_that_is_not_published_is_waited_for(world: World) -> None:
+    """A publication that somebody dropped lets the marker through, and no changes."""
+    await world.ready()
+    world.source.hidden = [["products"]] * 1000
+    found = await world.ask("POST", "/v1/drain", {"timeout": 0.3})
+    assert "publish the source table of products again" in found["reason"]
+    world.source.hidden = [["products"]]
+    assert (await world.ask("POST", "/v1/drain", {"timeout": 20}))["drained"]
+    assert world.source.hidden == []
+
+
+async def test_a_source_that_is_down_is_waited_for(world: World) -> None:
+    await world.ready()
+    world.source.down = True
+    found = await world.ask("POST", "/v1/drain", {"timeout": 0.3})
+    assert "the source does not answer" in found["reason"]
+    waiting = asyncio.create_task(world.ask("POST", "/v1/drain", {"timeout": 20}))
+    early, _ = await asyncio.wait({waiting}, timeout=0.1)
+    assert not early
+    world.source.down = False
+    assert (await waiting)["drained"]
+
+
+async def test_blocked_is_waited_for_and_named(world: World) -> None:
+    table = await world.ready()
+    await world.append("changes", key(1))
+    await world.control.states.set_blocked(table.id, "the key was refused")
+    found = await world.ask("POST", "/v1/drain", {"timeout": 0.4})
+    assert "the key was refused" in found["reason"]
+    await world.consume()
+    assert (await world.ask("POST", "/v1/drain", {"timeout": 20}))["drained"]
+
+
+async def test_dead_letters_are_told_and_do_not_hold_it_up(world: World) -> None:
+    table = await world.ready()
+    await world.control.letters.put([DeadLetter(table.id, 1, key(1), "provider", "no", position(5))])
+    found = await world.ask("POST", "/v1/drain", {"tables": ["products"]})
+    assert found["drained"]
+    assert found["dead_letters"] == {"products": 1}
+
+
+async def test_pending_says_how_to_start(world: World) -> None:
+    await world.apply(backfill="manual")
+    await world.read(10_000)
+    found = await world.ask("POST", "/v1/drain", {})
+    assert "walvec backfill products" in found["reason"]
+
+
+async def test_no_tables_is_drained(world: World) -> None:
+    assert (await world.ask("POST", "/v1/drain"))["drained"]
+
+
+async def test_verify_lists_what_differs_and_repairs(world: World) -> None:
+    table = await world.ready()
+    hash_of = table.active.hasher("static")
+    world.source.rows = {key(n): f"text {n}" for n in range(1, 6)} | {key(9): None}
+    world.store.stored = {key(n): hash_of(f"text {n}") for n in (1, 2)} | {key(3): "old", key(7): "gone"}
+    await world.control.letters.put([DeadLetter(table.id, 1, key(5), "provider", "no", position(5))])
+    found = await world.ask("POST", f"/v1/vector-tables/{table.name}/verify", {})
+    assert found == {
+        "missing": [{"id": 4}],
+        "orphaned": [{"id": 7}],
+        "stale": [{"id": 3}],
+        "duplicate": [],
+        "dead": [{"id": 5}],
+    }
+
+    async def work() -> None:
+        """As cdc, embedder and sink would."""
+        done = 0
+        while done < 2:
+            for task in await world.control.tasks.open_tasks([table.id]):
+                assert task.generation == 1
+                if task.task_type == "repair":
+                    assert sorted(task.params["keys"]) == ['{"id":3}', '{"id":4}', '{"id":7}']
+                    world.store.stored = {k: hash_of(v) for k, v in world.source.rows.items() if v and k != key(5)}
+                else:
+                    assert task.task_type == "replay"
+                    await world.control.letters.remove(table.id, task.params["letters"])
+                    world.store.stored[key(5)] = hash_of("text 5")
+                    world.source.rows[key(5)] = "text 5"
+                await world.control.tasks.update(task.id, status="completed")
+                done += 1
+            await world.log.wait_for_append(0.01)
+        world.store.stored[key(5)] = hash_of("text 5")
+
+    worker = asyncio.create_task(work())
+    found = await world.ask("POST", f"/v1/vector-tables/{table.id}/verify", {"repair": True})
+    await worker
+    assert not any(found.values()), found
+
+
+async def test_a_difference_that_a_drain_mends_does_not_count(world: World) -> None:
+    table = await world.ready()
+    world.source.rows = {key(1): "text"}
+    looks = 0
+
+    def before_scan() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            world.store.stored = {key(1): table.active.hasher("static")("text")}
+
+    world.source.before_scan = before_scan
+    found = await world.ask("POST", "/v1/vector-tables/products/verify", {})
+    assert not any(found.values())
+    assert looks == 2
+
+
+async def test_verify_of_a_paused_table_says_why_not(world: World) -> None:
+    table = await world.ready()
+    await world.control.definitions.set_paused(table.id, True)
+    error = (await world.ask("POST", "/v1/vector-tables/products/verify", {}, 409))["error"]
+    assert error["code"] == "not_drained"
+    assert "paused" in error["message"]
