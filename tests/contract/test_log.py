@@ -153,12 +153,24 @@ async def test_statistics_tell_offsets_size_and_age(open_log: Open) -> None:
     assert (stats.start_offsets, stats.end_offsets) == ({0: 0, 1: 0}, {0: 0, 1: 2})
     assert stats.bytes > 0
     assert stats.oldest_ms is not None
-    assert [record[2:] async for record in log.read(TOPIC, 1, 0)] == [(None, bytes(1000)), (b"", b"")]
+    assert [record[2:4] async for record in log.read(TOPIC, 1, 0)] == [(None, bytes(1000)), (b"", b"")]
 
 
 async def test_the_identity_stays(open_log: Open) -> None:
     first, second = await open_log(), await open_log()
     assert await first.identity() == await second.identity()
+
+
+async def test_a_topic_made_anew_has_another_identity(open_log: Open) -> None:
+    log = await open_log()
+    with pytest.raises(NotFound, match="no topic"):
+        await log.topic_identity(TOPIC)
+    await log.ensure_topic(TOPIC, 1)
+    before = await log.topic_identity(TOPIC)
+    assert await log.topic_identity(TOPIC) == before
+    await log.delete_topic(TOPIC)
+    await log.ensure_topic(TOPIC, 1)
+    assert await log.topic_identity(TOPIC) != before
 
 
 async def test_a_topic_deleted_and_made_anew_starts_from_zero(open_log: Open) -> None:

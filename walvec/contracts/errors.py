@@ -5,6 +5,8 @@ Every error says what is wrong (`message`) and what mends it (`cure`): both are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class WalvecError(Exception):
     """Base of all expected failures. `kind` is stable and machine-readable."""
@@ -119,6 +121,31 @@ class LogDamaged(WalvecError):
     """The local log's file is damaged. It is kept; a rebackfill is the cure."""
 
     kind = "log_damaged"
+
+
+class RecordsLost(WalvecError):
+    """The place to read from is not kept any more: a gap, handled by a rebackfill. `resume_at`: from where on there is
+    something to read again."""
+
+    kind = "records_lost"
+
+    def __init__(self, message: str, cure: str = "", *, topic: str, partition: int, resume_at: int) -> None:
+        super().__init__(message, cure)
+        self.topic = topic
+        self.partition = partition
+        self.resume_at = resume_at
+
+
+class RecordTooLarge(WalvecError):
+    """Records that the topic does not take; nothing of their append was sent. `indices`: their places in that append;
+    `limit`: bytes of key, value and headers together that fit."""
+
+    kind = "record_too_large"
+
+    def __init__(self, message: str, cure: str = "", *, indices: Sequence[int], limit: int) -> None:
+        super().__init__(message, cure)
+        self.indices = tuple(indices)
+        self.limit = limit
 
 
 class PartitionLost(WalvecError):

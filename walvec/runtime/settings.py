@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 
@@ -52,10 +53,48 @@ class LogSettings(Section):
 
 
 class KafkaSettings(Section):
-    model_config = ConfigDict(extra="allow")
-    bootstrap_servers: str = "127.0.0.1:9092"
-    partitions: int = Field(8, ge=1)
-    replication_factor: int = -1
+    """Any further key is a property of librdkafka, with dots or underscores; it may be a password, so it is secret."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    bootstrap_servers: str = Field("127.0.0.1:9092", min_length=1)
+    partitions: int = Field(8, ge=1, le=10_000)
+    """Partitions of a new topic: at most so many embedders or sinks share a table."""
+    replication_factor: int = Field(-1, ge=-1, le=100)
+    """Copies of a new topic's partitions; -1 = as many as the brokers' default.replication.factor says."""
+    min_insync_replicas: int | None = Field(None, ge=1, le=100)
+    """Copies that must have a record before it counts as durable; None = the brokers' min.insync.replicas."""
+    retention_seconds: float = Field(7 * 24 * 3600, ge=-1)
+    """How long a new topic keeps its records, read or not; -1 = for ever. Dead letters are always kept for ever."""
+    max_record_bytes: int = Field(8 * 1024**2, ge=64 * 1024, le=1024**3)
+    """A new topic's max.message.bytes: what is larger becomes a dead letter."""
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "lz4"
+    group_protocol: Literal["auto", "classic", "consumer"] = "auto"
+    """How groups share partitions; auto = `consumer` where the brokers have it."""
+    properties: dict[str, SecretStr] = Field(default_factory=dict)
+    """Properties of librdkafka, by their names with dots."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _properties(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        own = {name: value for name, value in values.items() if name in cls.model_fields and name != "properties"}
+        given = values.get("properties", {})
+        if not isinstance(given, Mapping):
+            return values
+        rest = {name: value for name, value in values.items() if name not in cls.model_fields}
+        return own | {"properties": {_dotted(name): _spelled(value) for name, value in {**given, **rest}.items()}}
+
+
+def _dotted(name: Any) -> str:
+    return str(name).strip().lower().replace("_", ".")
+
+
+def _spelled(value: Any) -> Any:
+    """As librdkafka wants to read it: everything is text there."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
 
 
 class ApiSettings(Section):

@@ -48,6 +48,7 @@ class _Group:
 class _Topic:
     partitions: list[_Partition]
     groups: dict[str, _Group] = field(default_factory=dict)
+    identity: str = field(default_factory=lambda: str(uuid4()))
 
     def group(self, name: str) -> _Group:
         group = self.groups.setdefault(name, _Group())
@@ -86,6 +87,9 @@ class MemoryLog:
     async def delete_topic(self, topic: str) -> None:
         self._topics.pop(topic, None)
         await self.notify()
+
+    async def topic_identity(self, topic: str) -> str:
+        return self.topic(topic).identity
 
     async def topics(self) -> list[TopicStats]:
         return [
@@ -200,9 +204,9 @@ class MemoryLog:
         for place in places:
             _partition(found, topic, place)
         now = int(time.time() * 1000)
-        for place, (key, value, _) in zip(places, records, strict=True):
+        for place, (key, value, _, headers) in zip(places, records, strict=True):
             part = found.partitions[place]
-            part.records.append(StoredRecord(part.end, now, key, value))
+            part.records.append(StoredRecord(part.end, now, key, value, headers))
         await self.notify()
 
     def _full(self) -> bool:

@@ -26,7 +26,9 @@ class Producer(Protocol):
         """Durable on return; all of them or an exception (then some may be there: at-least-once).
 
         Several calls may be in flight: they become durable in call order. Waits while the log is over its size limit if
-        this producer was opened with `backpressure`. Raises LogUnavailable, NotFound (no such topic).
+        this producer was opened with `backpressure`. Raises LogUnavailable, NotFound (no such topic) and, before
+        anything of the call was sent, RecordTooLarge. A failed append leaves those called after it in doubt: a caller
+        that needs its order starts again from what is durable. Cancelling it is harmless; its records may land.
         """
 
     async def close(self) -> None: ...
@@ -40,6 +42,7 @@ class Consumer(Protocol):
 
         Reading advances; only `commit` makes it stick. At least one record is returned when one is there, even if it
         is larger than `max_bytes`. Before a partition is given up, `on_revoke(partitions)` is awaited within `poll`.
+        Raises RecordsLost when the place to read from is not kept any more; `seek` to its `resume_at` to go on.
         """
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
@@ -65,7 +68,11 @@ class Log(Protocol):
     async def ensure_topic(self, topic: str, partitions: int | None = None) -> int:
         """Creates it if need be (default partition count from settings); returns its number of partitions."""
 
-    async def delete_topic(self, topic: str) -> None: ...
+    async def delete_topic(self, topic: str) -> None:
+        """Returns once it is gone; a topic that is not there is no error."""
+
+    async def topic_identity(self, topic: str) -> str:
+        """Changes when the topic was deleted and made anew: offsets of the old one mean nothing. Raises NotFound."""
 
     async def topics(self) -> list[TopicStats]: ...
 
@@ -76,7 +83,8 @@ class Log(Protocol):
         """By partition; a partition without a commit counts as its earliest kept offset."""
 
     async def reset(self, topic: str, group: str, offsets: Mapping[int, int]) -> None:
-        """Moves a group, backwards too; members read from there."""
+        """Moves a group, backwards too; members read from there. Where members cannot be told (Kafka), a group that has
+        some is refused with Conflict."""
 
     def read(self, topic: str, partition: int, offset: int, end: int | None = None) -> AsyncIterator[StoredRecord]:
         """Records from `offset` up to `end` (exclusive; default: the end as of the call), without a group."""

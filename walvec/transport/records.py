@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+Headers = tuple[tuple[str, bytes], ...]
+
 
 class Record(NamedTuple):
-    """To be appended. `partition` None = by hash of the key (`contracts.keys.partition_of`)."""
+    """To be appended. `partition` None = by hash of the key (`contracts.keys.partition_of`).
+
+    `headers` are for other tools: a log that only walvec reads (the local one) may drop them.
+    """
 
     key: bytes | None
     value: bytes
     partition: int | None = None
+    headers: Headers = ()
 
 
 class StoredRecord(NamedTuple):
@@ -22,6 +28,7 @@ class StoredRecord(NamedTuple):
     timestamp_ms: int
     key: bytes | None
     value: bytes
+    headers: Headers = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,10 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class TopicStats:
-    """One topic at a glance; `bytes` on disk, `oldest_ms` of the oldest record kept or None."""
+    """One topic at a glance; `bytes` on disk, `oldest_ms` of the oldest record kept or None.
+
+    `differences`: settings of an existing topic that are not what walvec is configured to make, one sentence each.
+    """
 
     topic: str
     partitions: int
@@ -47,6 +57,7 @@ class TopicStats:
     end_offsets: dict[int, int]
     bytes: int
     oldest_ms: int | None
+    differences: tuple[str, ...] = ()
 
 
 def changes_topic(storage_name: str) -> str:

@@ -49,7 +49,7 @@ def split(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
 def pack(records: Sequence[Record]) -> Packed:
     lengths: list[int] = []
     parts: list[bytes] = []
-    for key, value, _ in records:
+    for key, value, _, _ in records:
         if key is None:
             lengths += (-1, len(value))
             parts.append(value)

@@ -127,6 +127,10 @@ class LocalLog:
         while await self.writer.call(lambda transaction: retention.drop_doomed(transaction.connection), lasting=False):
             continue
 
+    async def topic_identity(self, topic: str) -> str:
+        number, _ = await self.reader.run(lambda connection: schema.topic_id(connection, topic))
+        return f"{self._identity}/{number}"  # numbers are never used twice
+
     async def topics(self) -> list[TopicStats]:
         def work(connection: sqlite3.Connection) -> list[TopicStats]:
             found: list[TopicStats] = []
