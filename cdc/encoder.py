@@ -14,6 +14,7 @@ import orjson
 from cdc.pgoutput import UNCHANGED, Relation, Tuple, Value
 from walvec.contracts.changes import ALL_GENERATIONS
 from walvec.contracts.errors import DecodeError, TableChanged
+from walvec.contracts.headers import CONTENT_TYPE_HEADER, SCHEMA_HEADER, TRACE, Headers, span, trace
 from walvec.contracts.position import Position
 from walvec.contracts.values import TEXT, Codec, codec, key_encoder
 from walvec.contracts.wire import VERSION
@@ -52,10 +53,11 @@ class Rejected:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Records in hand for one topic, in the order of the stream."""
+    """Records in hand for one topic, in the order of the stream. `headers`: the log keeps them."""
 
     topic: str
     partitions: int
+    headers: bool = False
     records: list[Record] = field(default_factory=list)
     size: int = 0
 
@@ -165,6 +167,7 @@ class RowEncoder:
         newest = max(plan.generations, default=0)
         self._newest = b'"newest":%d,' % newest if newest > 1 else b""
         self._tail = b""
+        self._trace = b""
 
     def begin(self, transaction: Transaction) -> None:
         """Prepares what all records of this transaction end with."""
@@ -173,6 +176,7 @@ class RowEncoder:
         self._tail = b'},"source":%b,"lsn":%d,"txId":%d,"ts_ms":%d},"ts_ms":%d,"walvec":{"v":%d,"generation":%d,%b' % (
             (self._source, t.commit_lsn, t.xid, t.commit_ms, t.commit_ms, VERSION, ALL_GENERATIONS, xid)
         ) + b'"position":[%d,%d,' % (t.epoch, t.commit_lsn)
+        self._trace = trace(t.epoch, t.commit_lsn)
 
     # ------------------------------------------------------------------ one method per kind of change
 
@@ -204,8 +208,9 @@ class RowEncoder:
     def truncate(self, ordinal: int) -> None:
         """One marker in every partition: whoever reads one sees the order of it and its rows."""
         value = b'{"op":"t","before":null,"after":null%b%d]}}' % (self._tail[1:], ordinal)
+        headers = self._headers(ordinal)
         for partition in range(self.batch.partitions):
-            self.batch.records.append(Record(None, value, partition))
+            self.batch.records.append(Record(None, value, partition, headers))
         self.batch.size += len(value) * self.batch.partitions
 
     def reject(self, tuple_with_key: Tuple, ordinal: int, error: Exception) -> Rejected:
@@ -220,6 +225,12 @@ class RowEncoder:
         return Rejected(self.plan.table_id, self.plan.generations, key, position, str(error))
 
     # ------------------------------------------------------------------ fragments
+
+    def _headers(self, ordinal: int) -> Headers:
+        """As `headers_of` its position; none where the log drops them."""
+        if not self.batch.headers:
+            return ()
+        return (CONTENT_TYPE_HEADER, SCHEMA_HEADER, (TRACE, self._trace + span(ordinal)))
 
     def _key(self, values: Tuple) -> bytes:
         if self._one_key:
@@ -253,7 +264,8 @@ class RowEncoder:
         exact = self._exact_block(values) if self._exact else b""
         value = b"%b%b%b%d]%b}}" % (head, b",".join(parts), self._tail, ordinal, exact)
         batch = self.batch
-        batch.records.append(_new_tuple(Record, (key, value, None)))
+        headers = self._headers(ordinal) if batch.headers else ()
+        batch.records.append(_new_tuple(Record, (key, value, None, headers)))
         batch.size += len(value)
 
     def _put_partial(self, key: bytes, head: bytes, values: Tuple, ordinal: int) -> None:
@@ -266,13 +278,13 @@ class RowEncoder:
         value = b"%b%b%b%d]%b%b}}" % (
             head, b",".join(parts), self._tail, ordinal, self._exact_block(values), listed,
         )  # fmt: skip
-        self.batch.records.append(Record(key, value))
+        self.batch.records.append(Record(key, value, None, self._headers(ordinal)))
         self.batch.size += len(value)
 
     def _remove(self, key: bytes, old: Tuple | None, ordinal: int) -> None:
         before = b"null" if old is None else self._before(old)
         value = b'{"op":"d","before":%b,"after":null%b%d]}}' % (before, self._tail[1:], ordinal)
-        self.batch.records.append(Record(key, value))
+        self.batch.records.append(Record(key, value, None, self._headers(ordinal)))
         self.batch.size += len(value)
 
     def _before(self, old: Tuple) -> bytes:

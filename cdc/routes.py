@@ -165,7 +165,7 @@ class Routes:
                 topic = changes_topic(table.storage_name)
                 partitions = await self._log.ensure_topic(topic)
                 self._plans[table.id] = plan
-                self._assembler.route(plan, Batch(topic, partitions))
+                self._assembler.route(plan, Batch(topic, partitions, self._log.keeps_headers))
                 began.append((table, oid))
             elif table.id not in self._stream.routed:
                 began.append((table, oid))

@@ -28,12 +28,11 @@ from cdc.stream import Stream
 from walvec.contracts.errors import ControlUnavailable, LogUnavailable, NotFound, SourceUnavailable
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.snapshots import XidSnapshot
-from walvec.contracts.wire import encode_letter
 from walvec.definitions.model import SourceProgress, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime.settings import CdcSettings
 from walvec.transport.ports import Log
-from walvec.transport.records import Record, dead_topic
+from walvec.transport.records import dead_topic, letter_record
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +210,7 @@ class Streaming:
             for letter in letters:
                 topic = dead_topic(names[letter.vector_table_id])
                 await self._log.ensure_topic(topic)
-                await producer.append(topic, [Record(letter.key or None, encode_letter(letter))])
+                await producer.append(topic, [letter_record(letter)])
         finally:
             await producer.close()
 

@@ -13,6 +13,7 @@ from cdc.session import Sessions
 from cdc.stream import Stream
 from walvec.contracts.changes import Change, Op
 from walvec.contracts.errors import DecodeError, NotFound
+from walvec.contracts.headers import headers_of
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import Position
 from walvec.contracts.wire import encode_change
@@ -104,11 +105,12 @@ class ChunkWriter:
             shape, position=position, generation=self._generation, force=self._force, read_ms=now, source=source
         )
         key_of = shape.key
+        headers = headers_of(position)
         records: list[Record] = []
         letters: list[DeadLetter] = []
         for line in lines:
             try:
-                records.append(Record(key_of(line), encode(line)))
+                records.append(Record(key_of(line), encode(line), None, headers))
             except DecodeError as e:
                 key = self._key(line)
                 letters.append(DeadLetter(self._table.id, self._generation, key, "decode", str(e), position))
@@ -125,12 +127,12 @@ class ChunkWriter:
 
 
 def delete_record(table: VectorTable, generation: int, key: bytes, position: Position) -> Record:
-    return Record(key, _marker(table, "d", generation, key, position))
+    return Record(key, _marker(table, "d", generation, key, position), None, headers_of(position))
 
 
 def sweep_record(table: VectorTable, generation: int, position: Position) -> Record:
     """Rows below the position are gone: there is one floor per table and generation, so one partition will do."""
-    return Record(None, _marker(table, "t", generation, b"", position), 0)
+    return Record(None, _marker(table, "t", generation, b"", position), 0, headers_of(position))
 
 
 def _source(table: VectorTable, position: Position, now: int) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from walvec.contracts.errors import (
     StoreRejected,
     StoreUnavailable,
 )
+from walvec.contracts.headers import check_schema, headers_of
 from walvec.contracts.letters import DeadLetter, LetterKind
 from walvec.contracts.position import ZERO, Position
 from walvec.contracts.sources import RowsRead
@@ -38,7 +39,7 @@ from walvec.definitions.model import Connection, Generation, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime.retry import persistently
 from walvec.transport.ports import Producer
-from walvec.transport.records import Fetch, Record, dead_topic, vectors_topic
+from walvec.transport.records import Fetch, Record, dead_topic, letter_record, vectors_topic
 
 _log = logging.getLogger(__name__)
 _REREAD_PAUSE = 0.02
@@ -156,6 +157,7 @@ class Batch:
                     self.rest = True  # a row that was read has a text to embed, as a rule: it is not looked at twice
                     continue
                 try:
+                    check_schema(record.headers)
                     change = decode(record.key, record.value)
                     if change.op == "t":
                         truncates.append((fetch.partition, change))
@@ -194,7 +196,7 @@ class Batch:
         for partition, change in truncates:
             plan = planner.plan(change)
             assert isinstance(plan, Truncate)
-            out.append(Record(None, encoder.cleared(plan), partition))
+            out.append(Record(None, encoder.cleared(plan), partition, headers_of(plan.position)))
         for change in changes:
             try:
                 plan = planner.plan(change)
@@ -211,12 +213,12 @@ class Batch:
                 case Claim(row=row):
                     earlier = context.embedding.get((generation.number, row.key))
                     if earlier is None:
-                        out.append(Record(row.key, encoder.claim(row)))
+                        out.append(_claim(row))
                         context.usage.texts_saved += 1
                     else:
                         behind.append((earlier, row))
                 case Delete():
-                    out.append(Record(plan.key, encoder.gone(plan)))
+                    out.append(_gone(plan))
                 case Reread():
                     rereads.append(plan)
                 case Truncate():
@@ -247,7 +249,7 @@ class Batch:
         """Claims about a text whose upsert is still in hand would only be sent back: they follow it."""
         for batch in dict.fromkeys(b for b, _ in behind):
             await batch.done.wait()
-            await self._emit([Record(row.key, encoder.claim(row)) for b, row in behind if b is batch])
+            await self._emit([_claim(row) for b, row in behind if b is batch])
         self._context.usage.texts_saved += len(behind)
 
     async def _resolve(self, generation: Generation, rows: list[Row]) -> None:
@@ -264,7 +266,7 @@ class Batch:
             if stored is not None and stored.position >= row.position:
                 context.usage.texts_saved += 1  # rule guard: the store would refuse it
             elif stored is not None and not row.force and stored.live and stored.hashes == (row.hash,):
-                out.append(Record(row.key, encoder.claim(row)))
+                out.append(_claim(row))
                 context.usage.texts_saved += 1
             else:
                 left.append(row)
@@ -286,7 +288,7 @@ class Batch:
                 continue
             context.usage.texts_saved += 1
             sent = dispatcher.sent_text(same[0].text)
-            out.extend(Record(row.key, encoder.upsert(row, sent, known)) for row in same)
+            out.extend(_upsert(row, sent, known) for row in same)
         await self._emit(out)
         if not texts:
             return
@@ -322,7 +324,7 @@ class Batch:
                         refused.extend((row, answer.reason) for row in rows)
                     else:
                         vector, text = answer.vector, answer.text
-                        out.extend(Record(row.key, encoder.upsert(row, text, vector)) for row in rows)
+                        out.extend(_upsert(row, text, vector) for row in rows)
                 await self._emit(out)
                 if refused:
                     await self._refuse(generation, refused)
@@ -349,7 +351,7 @@ class Batch:
     async def _remove(self, deletes: Sequence[Delete]) -> None:
         """What follows a letter. Not an output in the sense of `_emit`: the letters in a row go on."""
         topic = vectors_topic(self._context.table.storage_name)
-        await self._append(topic, [Record(d.key, encoder.gone(d)) for d in deletes])
+        await self._append(topic, [_gone(d) for d in deletes])
 
     async def _bury(self, letters: Sequence[DeadLetter]) -> None:
         context = self._context
@@ -357,7 +359,7 @@ class Batch:
         await persistently(lambda: context.control.letters.put(found), ControlUnavailable, action="put_letters")
         await self._append(
             dead_topic(context.table.storage_name),
-            [Record(letter.key or None, wire.encode_letter(letter)) for letter in found],
+            [letter_record(letter) for letter in found],
         )
         _log.warning(
             "dead letters written",
@@ -392,9 +394,9 @@ class Batch:
                     case Embed(row=row):
                         embeds.append(row)
                     case Claim(row=row):
-                        out.append(Record(row.key, encoder.claim(row)))
+                        out.append(_claim(row))
                     case Delete() as gone:
-                        out.append(Record(gone.key, encoder.gone(gone)))
+                        out.append(_gone(gone))
                     case _:
                         raise AssertionError("a completed change is planned in full")
             await self._emit(out)
@@ -430,6 +432,18 @@ class Batch:
 
     async def _append(self, topic: str, records: Sequence[Record]) -> None:
         await persistently(lambda: self._context.producer.append(topic, records), LogUnavailable, action="append")
+
+
+def _upsert(row: Row, text: str, vector: bytes) -> Record:
+    return Record(row.key, encoder.upsert(row, text, vector), None, headers_of(row.position))
+
+
+def _claim(row: Row) -> Record:
+    return Record(row.key, encoder.claim(row), None, headers_of(row.position))
+
+
+def _gone(plan: Delete) -> Record:
+    return Record(plan.key, encoder.gone(plan), None, headers_of(plan.position))
 
 
 def _first(error: Exception) -> Exception:

@@ -25,16 +25,25 @@ from walvec.contracts.errors import (
     PartitionLost,
     StoreUnavailable,
 )
+from walvec.contracts.headers import check_schema, headers_of
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import ZERO, Position
 from walvec.contracts.vectors import VectorRecord
-from walvec.contracts.wire import decode_vector, encode_change, encode_letter, encode_vector
+from walvec.contracts.wire import decode_vector, encode_change, encode_vector
 from walvec.definitions.model import Generation, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime import retry
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Consumer, Log, Producer
-from walvec.transport.records import Fetch, Record, changes_topic, dead_topic, sink_group, vectors_topic
+from walvec.transport.records import (
+    Fetch,
+    Record,
+    changes_topic,
+    dead_topic,
+    letter_record,
+    sink_group,
+    vectors_topic,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +75,7 @@ def decode(fetches: Sequence[Fetch]) -> Batch:
     for fetch in fetches:
         for stored in fetch.records:
             try:
+                check_schema(stored.headers)
                 record = decode_vector(stored.key, stored.value)
             except DecodeError as e:
                 unreadable.append((stored.key or b"", stored.value, str(e)))
@@ -87,7 +97,7 @@ def sent_back(record: VectorRecord) -> Record:
         text="".join(c.text for c in record.chunks),
         commit_ms=record.commit_ms,
     )
-    return Record(record.key, encode_change(change))
+    return Record(record.key, encode_change(change), None, headers_of(record.position))
 
 
 @dataclass(slots=True)
@@ -245,7 +255,7 @@ class Worker:
     async def _bury(self, producer: Producer, letters: Sequence[DeadLetter]) -> None:
         table = self.table
         await persistently(lambda: self._control.letters.put(letters), table, "put_letters")
-        records = [Record(letter.key or None, encode_letter(letter)) for letter in letters]
+        records = [letter_record(letter) for letter in letters]
         await persistently(lambda: producer.append(dead_topic(table.storage_name), records), table, "append_letters")
         self.counts.letters += len(letters)
         for letter in letters[:1]:

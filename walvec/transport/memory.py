@@ -63,6 +63,8 @@ class _Topic:
 
 
 class MemoryLog:
+    keeps_headers = True
+
     def __init__(self, settings: LogSettings | None = None) -> None:
         self._settings = settings or LogSettings.model_validate({})
         self._identity = str(uuid4())

@@ -62,6 +62,10 @@ class Consumer(Protocol):
 
 
 class Log(Protocol):
+    @property
+    def keeps_headers(self) -> bool:
+        """Whether records come back with their headers; where not, nobody need make them."""
+
     async def identity(self) -> str:
         """Changes when the log was lost and made anew: what was in it is gone, and the tables must be rebackfilled."""
 

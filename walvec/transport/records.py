@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from walvec.contracts.headers import headers_of
+from walvec.contracts.letters import DeadLetter
+from walvec.contracts.wire import encode_letter
+
 Headers = tuple[tuple[str, bytes], ...]
 
 
@@ -58,6 +62,11 @@ class TopicStats:
     bytes: int
     oldest_ms: int | None
     differences: tuple[str, ...] = ()
+
+
+def letter_record(letter: DeadLetter) -> Record:
+    """What `.dead` gets."""
+    return Record(letter.key or None, encode_letter(letter), None, headers_of(letter.position))
 
 
 def changes_topic(storage_name: str) -> str:

@@ -50,6 +50,8 @@ class LocalProducer:
 
 
 class LocalLog:
+    keeps_headers = False
+
     def __init__(self, path: Path, settings: LogSettings, *, fallback_seconds: float = 0.25) -> None:
         """`fallback_seconds`: how often the file is looked at although no datagram came."""
         self._path = path
