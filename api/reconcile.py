@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from api.ports import Models, SearchStore, Source
 from api.validation import build_vector_table, known_provider, new_id
-from walvec.contracts.errors import Conflict, DefinitionError, WalvecError
+from walvec.contracts.errors import Conflict, DefinitionError, NotFound, WalvecError
 from walvec.definitions.document import ConnectionSpec, Document, ProviderSpec, VectorTableSpec, same_dsn
 from walvec.definitions.model import Connection, EmbeddingProvider, Generation, Snapshot, StoreKind, VectorTable
 from walvec.definitions.ports import Control
@@ -414,13 +414,16 @@ async def create_vector_table(table: VectorTable, control: Control, store: Searc
             await log.ensure_topic(topic)
         await control.definitions.put_vector_table(table)
     except WalvecError:
-        await _undo(table, store, log)
+        await _undo(table, control, store, log)
         raise
     await _first_backfill(table, False, control)
 
 
-async def _undo(table: VectorTable, store: SearchStore, log: Log) -> None:
+async def _undo(table: VectorTable, control: Control, store: SearchStore, log: Log) -> None:
+    """The definition first here too: it may have been entered although the answer was lost, and roles are at work."""
     try:
+        with suppress(NotFound):
+            await control.definitions.delete_vector_table(table.id)
         await store.drop(table)
         for topic in _topics(table):
             await log.delete_topic(topic)

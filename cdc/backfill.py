@@ -18,6 +18,7 @@ from cdc.chunks import Read, StampedReader
 from cdc.stamping import ReadAgain
 from cdc.work import ChunkWriter, StreamRestarted, TaskEnded, Work, sweep_record
 from walvec.contracts.position import Position
+from walvec.definitions.making import ensure_topics
 from walvec.definitions.model import Generation, Task, VectorTable
 from walvec.transport.records import changes_topic, embedder_group, sink_group, vectors_topic
 
@@ -95,8 +96,8 @@ class Backfill:
         """Until completed. Raises TaskEnded, and the source's, the log's and the control database's errors."""
         work = self._work
         table, generation = work.table(self._task), work.generation(self._task)
-        await work.log.ensure_topic(changes_topic(table.storage_name))
-        await work.log.ensure_topic(vectors_topic(table.storage_name))
+        topics = (changes_topic(table.storage_name), vectors_topic(table.storage_name))
+        await ensure_topics(table, *topics, control=work.control, log=work.log)
         await work.update(self._task, status="running")
         while True:
             try:

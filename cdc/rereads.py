@@ -22,6 +22,7 @@ from walvec.contracts.errors import DecodeError, DefinitionError
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import ZERO, Position
 from walvec.contracts.values import decode_key
+from walvec.definitions.making import ensure_topics
 from walvec.definitions.model import Generation, Task, VectorTable
 from walvec.transport.records import changes_topic
 
@@ -48,7 +49,7 @@ class Reread:
 
     async def run(self) -> None:
         work, table = self._work, self._work.table(self._task)
-        await work.log.ensure_topic(changes_topic(table.storage_name))
+        await ensure_topics(table, changes_topic(table.storage_name), control=work.control, log=work.log)
         await work.update(self._task, status="running")
         if self._task.task_type == "replay":
             await self._replay(table)

@@ -18,6 +18,7 @@ from cdc.losses import read_again
 from cdc.session import Session
 from cdc.stream import Stream
 from walvec.contracts.errors import DefinitionError, NotFound, SourceRejected, TableChanged, WalvecError
+from walvec.definitions.making import ensure_topics
 from walvec.definitions.model import Connection, VectorTable
 from walvec.definitions.ports import Control
 from walvec.transport.ports import Log
@@ -163,7 +164,12 @@ class Routes:
             plan = TablePlan.of(table)
             if self._plans.get(table.id) != plan or not self._assembler.wants(table.id):
                 topic = changes_topic(table.storage_name)
-                partitions = await self._log.ensure_topic(topic)
+                try:
+                    [partitions] = await ensure_topics(table, topic, control=self._control, log=self._log)
+                except NotFound as e:
+                    log.info("table is not routed", extra={"action": "not_routed", "reason": e.message})
+                    self._drop(table.id)  # the feed will tell
+                    continue
                 self._plans[table.id] = plan
                 self._assembler.route(plan, Batch(topic, partitions, self._log.keeps_headers))
                 began.append((table, oid))

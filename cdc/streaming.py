@@ -28,6 +28,7 @@ from cdc.stream import Stream
 from walvec.contracts.errors import ControlUnavailable, LogUnavailable, NotFound, SourceUnavailable
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.snapshots import XidSnapshot
+from walvec.definitions.making import ensure_topics
 from walvec.definitions.model import SourceProgress, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime.settings import CdcSettings
@@ -196,20 +197,21 @@ class Streaming:
 
     async def _dead_letters(self, fed: Fed) -> None:
         """Durable before the change itself can be confirmed."""
-        names = {t.id: t.storage_name for t in self._tables()}
+        tables = {t.id: t for t in self._tables()}
         now = int(time.time() * 1000)
         letters = [
             DeadLetter(r.table_id, number, r.key, "decode", r.reason, r.position, created_ms=now)
             for r in fed.rejected
             for number in r.generations
-            if r.table_id in names
+            if r.table_id in tables
         ]
         await self._control.letters.put(letters)
         producer = self._log.producer()
         try:
             for letter in letters:
-                topic = dead_topic(names[letter.vector_table_id])
-                await self._log.ensure_topic(topic)
+                table = tables[letter.vector_table_id]
+                topic = dead_topic(table.storage_name)
+                await ensure_topics(table, topic, control=self._control, log=self._log)
                 await producer.append(topic, [letter_record(letter)])
         finally:
             await producer.close()

@@ -25,6 +25,7 @@ from walvec.contracts.errors import (
     PartitionLost,
     TableChanged,
 )
+from walvec.definitions.making import ensure_topics
 from walvec.definitions.model import Generation, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime.retry import persistently
@@ -132,8 +133,8 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`, then finishes what is in hand within a few seconds. Raises what a restart may mend."""
         name = self.table.storage_name
-        for topic in (changes_topic(name), vectors_topic(name), dead_topic(name)):
-            await self._log.ensure_topic(topic)
+        topics = (changes_topic(name), vectors_topic(name), dead_topic(name))
+        await ensure_topics(self.table, *topics, control=self.context.control, log=self._log)
         consumer = self._log.consumer(changes_topic(name), embedder_group(name), self._revoked)
         self._consumer = consumer
         try:

@@ -21,7 +21,8 @@ from walvec.contracts.errors import (
     StoreRejected,
     WalvecError,
 )
-from walvec.definitions.model import VectorTable
+from walvec.definitions.making import make
+from walvec.definitions.model import Generation, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
@@ -113,12 +114,8 @@ class Service:
     async def _work(self, desk: _Desk) -> None:
         table = desk.table
         store = self._stores
-        known = await persistently(self._control.definitions.snapshot, table, "get_definitions")
-        if table.id not in known.vector_tables:  # its storage must not be made anew; the feed ends this desk
-            await asyncio.Event().wait()
         for generation in table.live_generations:
-            await persistently(lambda g=generation: store.ensure(table, g), table, "ensure")  # type: ignore[misc]
-        await persistently(lambda: store.show(table, table.active), table, "show")
+            await persistently(lambda g=generation: self._ensure(table, g), table, "ensure")  # type: ignore[misc]
         worker = Worker(table, self._settings, control=self._control, log=self._log, store=store)
         if desk.worker is not None:
             worker.counts = desk.worker.counts
@@ -130,6 +127,21 @@ class Service:
                 group.create_task(upkeep.run())
         except ExceptionGroup as e:
             raise e.exceptions[0] from e
+
+    async def _ensure(self, table: VectorTable, generation: Generation) -> None:
+        """Storage and, of the active generation, the view. Raises NotFound when they were dropped for good: the feed,
+        which is behind then, ends this desk."""
+        store = await self._stores.of(table)  # one store for both: its connection may be deleted in between
+
+        async def create() -> None:
+            await store.ensure(table, generation)
+            if generation.state == "active":
+                await store.show(table, generation)
+
+        async def take_back() -> None:
+            await store.drop(table, generation.number)
+
+        await make(table, create, take_back, control=self._control, generation=generation.number)
 
     async def _stop_table(self, table: VectorTable, error: WalvecError) -> None:
         extra = {"action": "table_error", "table": table.name, "kind": error.kind, "reason": str(error)}

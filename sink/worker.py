@@ -30,6 +30,7 @@ from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import ZERO, Position
 from walvec.contracts.vectors import VectorRecord
 from walvec.contracts.wire import decode_vector, encode_change, encode_vector
+from walvec.definitions.making import ensure_topics
 from walvec.definitions.model import Generation, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime import retry
@@ -128,8 +129,10 @@ class Worker:
     async def run(self) -> None:
         table = self.table
         name = table.storage_name
-        for topic in (vectors_topic(name), changes_topic(name), dead_topic(name)):
-            await persistently(lambda topic=topic: self._log.ensure_topic(topic), table, "ensure_topic")  # type: ignore[misc]
+        topics = (vectors_topic(name), changes_topic(name), dead_topic(name))
+        await persistently(
+            lambda: ensure_topics(table, *topics, control=self._control, log=self._log), table, "ensure_topics"
+        )
         producer = self._log.producer()
         consumer = self._log.consumer(vectors_topic(name), sink_group(name), self._revoked)
         ready: asyncio.Queue[Batch] = asyncio.Queue(maxsize=1)
