@@ -19,6 +19,7 @@ from cdc.pgoutput import (
     DELETE,
     INSERT,
     KEEPALIVE,
+    NEW,
     U32,
     UPDATE,
     WAL,
@@ -38,6 +39,7 @@ from walvec.contracts.errors import DecodeError, TableChanged
 
 Encoder = RowEncoder | Unfit
 
+_UNWRITABLE = (DecodeError, TableChanged, TypeError, ValueError, IndexError)
 _KIND = WAL_HEADER
 _OID = WAL_HEADER + 1
 _ROW = WAL_HEADER + 5
@@ -123,27 +125,33 @@ class Assembler:
                     self._ordinal += 1
                     encoders = self._encoders.get(U32(data, _OID)[0])
                     if encoders:
-                        new, end = read_new(data, _ROW)
-                        if end != len(data):
-                            raise IndexError
-                        self._insert(encoders, new)
+                        self._fed.rows += 1
+                        for encoder in encoders:
+                            if encoder.transaction is not self._transaction:
+                                self._transaction_of(encoder)
+                            if not encoder.plain(data, _ROW, self._ordinal, created=True):
+                                self._insert(encoder, data)
                 elif kind == UPDATE:
                     # the old tuple's marker decides how many ordinals the UPDATE takes, wanted or not
-                    self._ordinal += 1 if data[_ROW] == 0x4E else 2
+                    alone = data[_ROW] == NEW
+                    self._ordinal += 1 if alone else 2
                     encoders = self._encoders.get(U32(data, _OID)[0])
                     if encoders:
-                        old_kind, old, new, end = read_old_and_new(data, _ROW)
-                        if end != len(data):
-                            raise IndexError
-                        self._update(encoders, old_kind == WHOLE_ROW, old, new)
+                        self._fed.rows += 1
+                        for encoder in encoders:
+                            if encoder.transaction is not self._transaction:
+                                self._transaction_of(encoder)
+                            if not alone or not encoder.plain(data, _ROW, self._ordinal, created=False):
+                                self._update(encoder, data)
                 elif kind == DELETE:
                     self._ordinal += 1
                     encoders = self._encoders.get(U32(data, _OID)[0])
                     if encoders:
-                        old_kind, gone, end = read_old(data, _ROW)
-                        if end != len(data):
-                            raise IndexError
-                        self._delete(encoders, old_kind == WHOLE_ROW, gone)
+                        self._fed.rows += 1
+                        for encoder in encoders:
+                            if encoder.transaction is not self._transaction:
+                                self._transaction_of(encoder)
+                            self._delete(encoder, data)
                 else:
                     self._message(data, kind)
         except (IndexError, struct.error) as e:
@@ -158,35 +166,32 @@ class Assembler:
             raise DecodeError("a row outside a transaction.", "The stream is started again.")
         encoder.begin(self._transaction)
 
-    def _insert(self, encoders: list[Encoder], new: Tuple) -> None:
-        self._fed.rows += 1
-        for encoder in encoders:
-            if encoder.transaction is not self._transaction:
-                self._transaction_of(encoder)
-            try:
-                encoder.insert(new, self._ordinal)
-            except (DecodeError, TableChanged, TypeError, ValueError, IndexError) as e:
-                self._reject(encoder, new, e)
+    def _insert(self, encoder: Encoder, data: bytes) -> None:
+        new, end = read_new(data, _ROW)
+        if end != len(data):
+            raise IndexError
+        try:
+            encoder.insert(new, self._ordinal)
+        except _UNWRITABLE as e:
+            self._reject(encoder, new, e)
 
-    def _update(self, encoders: list[Encoder], whole: bool, old: Tuple | None, new: Tuple) -> None:
-        self._fed.rows += 1
-        for encoder in encoders:
-            if encoder.transaction is not self._transaction:
-                self._transaction_of(encoder)
-            try:
-                encoder.update(whole, old, new, self._ordinal)
-            except (DecodeError, TableChanged, TypeError, ValueError, IndexError) as e:
-                self._reject(encoder, new, e)
+    def _update(self, encoder: Encoder, data: bytes) -> None:
+        old_kind, old, new, end = read_old_and_new(data, _ROW)
+        if end != len(data):
+            raise IndexError
+        try:
+            encoder.update(old_kind == WHOLE_ROW, old, new, self._ordinal)
+        except _UNWRITABLE as e:
+            self._reject(encoder, new, e)
 
-    def _delete(self, encoders: list[Encoder], whole: bool, old: Tuple) -> None:
-        self._fed.rows += 1
-        for encoder in encoders:
-            if encoder.transaction is not self._transaction:
-                self._transaction_of(encoder)
-            try:
-                encoder.delete(whole, old, self._ordinal)
-            except (DecodeError, TableChanged, TypeError, ValueError, IndexError) as e:
-                self._reject(encoder, old, e)
+    def _delete(self, encoder: Encoder, data: bytes) -> None:
+        old_kind, gone, end = read_old(data, _ROW)
+        if end != len(data):
+            raise IndexError
+        try:
+            encoder.delete(old_kind == WHOLE_ROW, gone, self._ordinal)
+        except _UNWRITABLE as e:
+            self._reject(encoder, gone, e)
 
     def _reject(self, encoder: Encoder, values: Tuple, error: Exception) -> None:
         if isinstance(encoder, Unfit):

@@ -6,11 +6,13 @@ relation and once per transaction, without building a Change. A test holds that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import orjson
 
+from cdc.compiled import compile_row
 from cdc.pgoutput import UNCHANGED, Relation, Tuple, Value
 from walvec.contracts.changes import ALL_GENERATIONS
 from walvec.contracts.errors import DecodeError, TableChanged
@@ -168,6 +170,17 @@ class RowEncoder:
         self._newest = b'"newest":%d,' % newest if newest > 1 else b""
         self._tail = b""
         self._trace = b""
+        places = [i for _, i in (*self._texts, *self._numbers)] + [i for _, i, _ in self._coded]
+        self._fields = b",".join(_template(_dumps(relation.columns[i].name)) + b":%b" for i in places)
+        self._created = self._updated = b""
+        self._read = compile_row(
+            len(relation.columns),
+            {at[c.name]: c.codec for c in plan.columns},
+            places,
+            [(name, at[name], codec) for name, codec in plan.key],
+            [i for _, i, _ in self._exact],
+            self._exact_of,
+        )
 
     def begin(self, transaction: Transaction) -> None:
         """Prepares what all records of this transaction end with."""
@@ -177,16 +190,34 @@ class RowEncoder:
             (self._source, t.commit_lsn, t.xid, t.commit_ms, t.commit_ms, VERSION, ALL_GENERATIONS, xid)
         ) + b'"position":[%d,%d,' % (t.epoch, t.commit_lsn)
         self._trace = trace(t.epoch, t.commit_lsn)
+        rest = self._fields + _template(self._tail) + (b"%d]%b}}" if self._exact else b"%d]}}")
+        self._created = _template(_CREATED) + rest
+        self._updated = _template(_UPDATED) + rest
 
     # ------------------------------------------------------------------ one method per kind of change
 
+    def plain(self, data: bytes, at: int, ordinal: int, *, created: bool) -> bool:
+        """Writes an INSERT, or an UPDATE without an old tuple, whose new tuple's marker stands at `at`. False = nothing
+        was written: it is not plain, and the methods below say what it is."""
+        try:
+            found = self._read(data, at, self._created if created else self._updated, ordinal)
+        except (DecodeError, IndexError, TypeError, ValueError, struct.error):
+            return False
+        if found is None:
+            return False
+        key, value = found
+        batch = self.batch
+        batch.records.append(_new_tuple(Record, (key, value, None, self._headers(ordinal) if batch.headers else ())))
+        batch.size += len(value)
+        return True
+
     def insert(self, new: Tuple, ordinal: int) -> None:
-        self._put(self._key(new), b'{"op":"c","before":null,"after":{', new, ordinal)
+        self._put(self._key(new), _CREATED, new, ordinal)
 
     def update(self, whole: bool, old: Tuple | None, new: Tuple, ordinal: int) -> None:
         """`ordinal` is the last one of this UPDATE; with an old tuple it has the one before as well."""
         if old is None:
-            self._put(self._key(new), b'{"op":"u","before":null,"after":{', new, ordinal)
+            self._put(self._key(new), _UPDATED, new, ordinal)
             return
         for i in self._key_at:
             if new[i] is UNCHANGED:
@@ -197,7 +228,7 @@ class RowEncoder:
         old_key = self._key(old)
         if old_key != key:
             self._remove(old_key, old if whole else None, ordinal - 1)
-            self._put(key, b'{"op":"c","before":null,"after":{', new, ordinal)
+            self._put(key, _CREATED, new, ordinal)
             return
         before = self._before(old) if whole else b"null"
         self._put(key, b'{"op":"u","before":%b,"after":{' % before, new, ordinal)
@@ -270,9 +301,9 @@ class RowEncoder:
 
     def _put_partial(self, key: bytes, head: bytes, values: Tuple, ordinal: int) -> None:
         """As `_put`, for a row with unchanged TOAST columns: they are listed, not guessed."""
-        known = [c for c in (*self._coded, *((h, i, TEXT.encode) for h, i in self._texts)) if _known(values[c[1]])]
-        parts = [h + _fragment(values[i], encode) for h, i, encode in known]
+        parts = [h + _fragment(values[i], TEXT.encode) for h, i in self._texts if _known(values[i])]
         parts += [h + (values[i] or b"null") for h, i in self._numbers if _known(values[i])]  # type: ignore[operator]
+        parts += [h + _fragment(values[i], encode) for h, i, encode in self._coded if _known(values[i])]
         missing = [name for name, i in self._used if values[i] is UNCHANGED]
         listed = b',"unchanged":' + _dumps(missing) if missing else b""
         value = b"%b%b%b%d]%b%b}}" % (
@@ -293,9 +324,11 @@ class RowEncoder:
         return b"{" + b",".join([h + _fragment(old[i], encode) for h, i, encode in self._old]) + b"}"
 
     def _exact_block(self, values: Tuple) -> bytes:
+        return self._exact_of([values[i] for _, i, _ in self._exact])
+
+    def _exact_of(self, raws: Sequence[Value]) -> bytes:
         found = []
-        for head, i, same_value in self._exact:
-            raw = values[i]
+        for (head, _, same_value), raw in zip(self._exact, raws, strict=True):
             if isinstance(raw, bytes) and (same_value is None or not same_value(raw)):
                 found.append(head + TEXT.encode(raw))
         return b',"exact":{' + b",".join(found) + b"}" if found else b""
@@ -312,6 +345,9 @@ class Unfit:
     def begin(self, transaction: Transaction) -> None:
         self.transaction = transaction
 
+    def plain(self, data: bytes, at: int, ordinal: int, *, created: bool) -> bool:
+        return False
+
     def insert(self, new: Tuple, ordinal: int) -> None:
         raise self.reason
 
@@ -325,7 +361,13 @@ class Unfit:
         raise self.reason
 
 
+_CREATED = b'{"op":"c","before":null,"after":{'
+_UPDATED = b'{"op":"u","before":null,"after":{'
 _NOT_UTF8 = "the source sent text that is not UTF-8."
+
+
+def _template(fragment: bytes) -> bytes:
+    return fragment.replace(b"%", b"%%")
 
 
 def _known(value: Value) -> bool:

@@ -29,8 +29,12 @@ DELETE: Final = 0x44
 TRUNCATE: Final = 0x54
 MESSAGE: Final = 0x4D
 
-_NULL, _UNCHANGED, _TEXT, _BINARY = 0x6E, 0x75, 0x74, 0x62
-_KEY, _OLD, _NEW = 0x4B, 0x4F, 0x4E
+NULL: Final = 0x6E
+UNCHANGED_VALUE: Final = 0x75
+TEXT_VALUE: Final = 0x74
+_BINARY = 0x62
+NEW: Final = 0x4E
+_KEY, _OLD = 0x4B, 0x4F
 _EPOCH_2000_MS = 946_684_800_000
 
 _U16 = struct.Struct(">H").unpack_from
@@ -198,14 +202,14 @@ def read_tuple(data: bytes, at: int) -> tuple[Tuple, int]:
     at += 2
     for _ in range(count):
         kind = data[at]
-        if kind == _TEXT:
+        if kind == TEXT_VALUE:
             start = at + 5
             at = start + U32(data, at + 1)[0]
             append(data[start:at])
-        elif kind == _NULL:
+        elif kind == NULL:
             append(None)
             at += 1
-        elif kind == _UNCHANGED:
+        elif kind == UNCHANGED_VALUE:
             append(UNCHANGED)
             at += 1
         elif kind == _BINARY:
@@ -226,7 +230,7 @@ def read_old_and_new(data: bytes, at: int) -> tuple[int, Tuple | None, Tuple, in
         marker = data[at]
     else:
         marker, kind = kind, 0
-    if marker != _NEW:
+    if marker != NEW:
         raise DecodeError(f"unknown kind of tuple {marker:#x} in an UPDATE.", _CURE)
     new, at = read_tuple(data, at + 1)
     return kind, old, new, at
@@ -234,7 +238,7 @@ def read_old_and_new(data: bytes, at: int) -> tuple[int, Tuple | None, Tuple, in
 
 def read_new(data: bytes, at: int) -> tuple[Tuple, int]:
     """An INSERT's tuple and its end."""
-    if data[at] != _NEW:
+    if data[at] != NEW:
         raise DecodeError(f"unknown kind of tuple {data[at]:#x} in an INSERT.", _CURE)
     return read_tuple(data, at + 1)
 

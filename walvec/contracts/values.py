@@ -73,7 +73,9 @@ def _quoted(raw: bytes) -> bytes:
 def _timestamp(raw: bytes) -> bytes:
     # 2024-01-31 10:00:00.5+00 -> 2024-01-31T10:00:00.5Z; infinity, BC and years beyond 9999 stay as they are
     if raw[10:11] == b" " and raw[-1:] != b"C":
-        zone = b"Z" if raw.endswith(b"+00") else raw[-3:] if raw[-3:-2] in b"+-" else b""
+        if raw.endswith(b"+00"):
+            return b'"%bT%bZ"' % (raw[:10], raw[11:-3])
+        zone = raw[-3:] if raw[-3:-2] in b"+-" else b""
         body = raw[:-3] if zone else raw
         return b'"%bT%b%b"' % (body[:10], body[11:], zone)
     return b'"%b"' % raw
@@ -287,3 +289,20 @@ def decode_key(key: bytes, columns: tuple[tuple[str, Codec], ...]) -> tuple[str,
         return tuple(c.decode(values[name]) for name, c in columns)
     except (orjson.JSONDecodeError, KeyError, TypeError) as e:
         raise DecodeError("a key that does not have the table's key columns") from e
+
+
+def key_check(columns: tuple[tuple[str, Codec], ...]) -> Callable[[bytes | None], bool]:
+    """Whether bytes are a canonical key of these columns: anything else is another identity of a row, or none."""
+    encode = key_encoder(columns)
+    numbers = [name for name, c in columns if c.name == "int"]
+
+    def is_key(key: bytes | None) -> bool:
+        try:
+            values = orjson.loads(key or b"")
+            if not isinstance(values, dict) or any(type(values[name]) is not int for name in numbers):
+                return False
+            return encode(tuple([c.decode(values[name]).encode() for name, c in columns])) == key
+        except (DecodeError, KeyError, TypeError, ValueError):
+            return False
+
+    return is_key
