@@ -12,4 +12,5 @@ pytest_plugins = [
     "tests.plugins.postgres15",
     "tests.plugins.eventually",
     "tests.plugins.openai_server",
+    "tests.plugins.kafka",
 ]
