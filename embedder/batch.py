@@ -35,11 +35,12 @@ from walvec.contracts.headers import check_schema, headers_of
 from walvec.contracts.letters import DeadLetter, LetterKind
 from walvec.contracts.position import ZERO, Position
 from walvec.contracts.sources import RowsRead
+from walvec.contracts.values import key_check
 from walvec.definitions.model import Connection, Generation, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime.retry import persistently
 from walvec.transport.ports import Producer
-from walvec.transport.records import Fetch, Record, dead_topic, letter_record, vectors_topic
+from walvec.transport.records import Fetch, Record, StoredRecord, dead_topic, letter_record, vectors_topic
 
 _log = logging.getLogger(__name__)
 _REREAD_PAUSE = 0.02
@@ -49,6 +50,10 @@ _PAYLOAD = 1024**2
 _FEED_SECONDS = 2.0
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+_Placed = tuple[Change, tuple[int, StoredRecord]]
+"""A change, and the partition and record that it came from."""
 
 
 class Deaths(Protocol):
@@ -109,14 +114,15 @@ class Batch:
         """All outputs are durable on return. Raises TableChanged; outages are waited out."""
         context = self._context
         changes, truncates, damaged = self._decode(fetches)
+        every = (*(c for c, _ in changes), *(c for _, c in truncates))
+        await self._know(max((max(c.generation, c.newest) for c in every), default=0))
+        damaged += self._foreign_keys(changes)  # only now: a newer generation may have another key
         if damaged:
             await self._bury(damaged)
-        every = (*changes, *(c for _, c in truncates))
-        await self._know(max((max(c.generation, c.newest) for c in every), default=0))
         try:
             async with asyncio.TaskGroup() as tasks:
                 for generation in context.table.live_generations:
-                    mine = coalesce(changes, generation.number, context.planner(generation).fillable)
+                    mine = coalesce([c for c, _ in changes], generation.number, context.planner(generation).fillable)
                     cleared = [(p, c) for p, c in truncates if c.generation in (0, generation.number)]
                     if mine or cleared:
                         tasks.create_task(self._generation(generation, mine, cleared))
@@ -144,13 +150,12 @@ class Batch:
                 ask_at = loop.time() + _FEED_SECONDS
             await asyncio.sleep(0.05)
 
-    def _decode(self, fetches: Sequence[Fetch]) -> tuple[list[Change], list[tuple[int, Change]], list[DeadLetter]]:
-        changes: list[Change] = []
+    def _decode(self, fetches: Sequence[Fetch]) -> tuple[list[_Placed], list[tuple[int, Change]], list[DeadLetter]]:
+        changes: list[_Placed] = []
         truncates: list[tuple[int, Change]] = []
         damaged: list[DeadLetter] = []
         latest = 0
         decode = wire.decode_change
-        table = self._context.table
         for fetch in fetches:
             for record in fetch.records:
                 if self._only_at_once and wire.is_read(record.value):
@@ -163,25 +168,36 @@ class Batch:
                         truncates.append((fetch.partition, change))
                     else:
                         _check(change)
-                        changes.append(change)
+                        changes.append((change, (fetch.partition, record)))
                 except DecodeError as e:
-                    reason = f"{e} (partition {fetch.partition}, offset {record.offset})"
-                    letter = _letter(
-                        table,
-                        table.active.number,
-                        record.key or b"",
-                        "decode",
-                        reason,
-                        ZERO,
-                        record.timestamp_ms,
-                        record.value,
-                    )
-                    damaged.append(letter)
+                    damaged.append(self._unreadable(str(e), fetch.partition, record))
                     continue
                 if change.commit_ms > latest:
                     latest = change.commit_ms
         self.commit_ms = latest
         return changes, truncates, damaged
+
+    def _foreign_keys(self, changes: list[_Placed]) -> list[DeadLetter]:
+        """Takes changes out of the list whose key is not one of this table: written as they are, they would be rows
+        that the source does not have."""
+        of_table = self._key_check()
+        strange: list[_Placed] = []
+        kept: list[_Placed] = []
+        for placed in changes:
+            (kept if of_table(placed[0].key) else strange).append(placed)
+        changes[:] = kept
+        return [self._unreadable("a change whose key is not this table's.", *place) for _, place in strange]
+
+    def _key_check(self) -> Callable[[bytes | None], bool]:
+        checks = [key_check(k) for k in dict.fromkeys(g.key_codecs for g in self._context.table.generations)]
+        return checks[0] if len(checks) == 1 else lambda key: any(check(key) for check in checks)
+
+    def _unreadable(self, reason: str, partition: int, record: StoredRecord) -> DeadLetter:
+        """Without a position: nothing is known to be older. A key of another shape could not be read again."""
+        table = self._context.table
+        key = record.key if self._key_check()(record.key) else None
+        where = f"{reason} (partition {partition}, offset {record.offset})"
+        return _letter(table, table.active.number, key or b"", "decode", where, ZERO, record.timestamp_ms, record.value)
 
     async def _generation(
         self, generation: Generation, changes: Sequence[Change], truncates: Sequence[tuple[int, Change]]

@@ -28,6 +28,7 @@ from walvec.contracts.errors import (
 from walvec.contracts.headers import check_schema, headers_of
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import ZERO, Position
+from walvec.contracts.values import key_check
 from walvec.contracts.vectors import VectorRecord
 from walvec.contracts.wire import decode_vector, encode_change, encode_vector
 from walvec.definitions.making import ensure_topics
@@ -79,7 +80,8 @@ def decode(fetches: Sequence[Fetch]) -> Batch:
                 check_schema(stored.headers)
                 record = decode_vector(stored.key, stored.value)
             except DecodeError as e:
-                unreadable.append((stored.key or b"", stored.value, str(e)))
+                where = f"{e} (partition {fetch.partition}, offset {stored.offset})"
+                unreadable.append((stored.key or b"", stored.value, where))
                 continue
             records.setdefault(record.generation, []).append(record)
     return Batch({f.partition: f.next_offset for f in fetches}, records, unreadable)
@@ -188,10 +190,7 @@ class Worker:
         if batch.unreadable:
             await self._bury(
                 producer,
-                [
-                    DeadLetter(self.table.id, 0, key, "decode", reason, ZERO, created_ms=_now_ms(), payload=value)
-                    for key, value, reason in batch.unreadable
-                ],
+                [self._unreadable(self.table.active, key, value, reason) for key, value, reason in batch.unreadable],
             )
         await self._know(max(batch.records, default=0))
         for number, records in batch.records.items():
@@ -222,6 +221,12 @@ class Worker:
         self, generation: Generation, records: Sequence[VectorRecord], producer: Producer
     ) -> None:
         table, counts = self.table, self.counts
+        of_table = key_check(generation.key_codecs)
+        strange = [r for r in records if r.op != "truncate" and not of_table(r.key)]
+        if strange:
+            reason = "a vector record whose key is not this table's."
+            await self._bury(producer, [self._unreadable(generation, r.key, encode_vector(r), reason) for r in strange])
+            records = [r for r in records if r.op == "truncate" or of_table(r.key)]
         answer = await persistently(lambda: self._store.apply(table, generation, records), table, "apply")
         if answer.refused_claims:
             back = [sent_back(r) for r in answer.refused_claims]
@@ -235,6 +240,13 @@ class Worker:
         if await self._letters_open():
             await self._settle(generation, records, {r.key for r, _ in answer.rejected})
         self._count(records, answer.applied)
+
+    def _unreadable(self, generation: Generation, key: bytes, value: bytes, reason: str) -> DeadLetter:
+        """Without a position: nothing is known to be older. A key of another shape could not be read again."""
+        known = key if key_check(generation.key_codecs)(key) else b""
+        return DeadLetter(
+            self.table.id, generation.number, known, "decode", reason, ZERO, created_ms=_now_ms(), payload=value
+        )
 
     async def _reject(
         self, generation: Generation, rejected: Sequence[tuple[VectorRecord, str]], producer: Producer

@@ -18,6 +18,7 @@ from tests.integration.cdc_world import column, key, vector_table
 from tests.unit.cdc_stream import wire_source as wire
 from walvec.contracts.changes import Change
 from walvec.contracts.errors import DecodeError
+from walvec.contracts.headers import headers_of
 from walvec.contracts.position import Position
 from walvec.contracts.wire import decode_change, encode_change
 from walvec.definitions.model import SourceColumn, VectorTable
@@ -346,3 +347,20 @@ def test_known_generation_is_told_in_records_of_all_generations() -> None:
         s = Stream(table, partitions=1)
         s.transaction(wire.insert(50, row(1, "a", None, None, "t")), wire.delete(50, row(1)), wire.truncate(50))
         assert [(c.op, c.generation, c.newest) for c in s.changes(table)] == [(op, 0, newest) for op in "cdt"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_every_record_has_the_headers_of_its_position_where_the_log_keeps_them(table: VectorTable, kept: bool) -> None:
+    s = Stream(table)
+    s.batches[table.id].headers = kept
+    s.transaction(
+        wire.insert(50, row(1, "a", "{}", "1.50", "t")),
+        wire.update(50, row(1, "b", UNCHANGED, None, "t")),
+        wire.update(50, row(2, "b", None, None, "t"), row(1, "a", None, None, "t"), b"O"),
+        wire.delete(50, row(2, None, None, None, None)),
+        wire.truncate(50),
+    )
+    found = s.batches[table.id].records
+    assert len(found) == 7
+    positions = [decode_change(r.key, r.value).position for r in found]
+    assert [r.headers for r in found] == [headers_of(p) if kept else () for p in positions]

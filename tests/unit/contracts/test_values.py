@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from walvec.contracts.errors import DecodeError
-from walvec.contracts.values import codec, codec_name, decode_key, format_array, key_codec, key_encoder, parse_array
+from walvec.contracts.values import (
+    codec,
+    codec_name,
+    decode_key,
+    encode_key,
+    format_array,
+    key_check,
+    key_codec,
+    key_encoder,
+    parse_array,
+)
 
 
 @pytest.mark.parametrize(
@@ -146,3 +156,33 @@ def test_types_find_their_codec() -> None:
     assert codec_name("public.mood") == "text"
     with pytest.raises(DecodeError, match="unknown codec"):
         codec("array:nonsense")
+
+
+KEY = (
+    ("id", codec("int")),
+    ("name", codec("text")),
+    ("n", codec("numeric")),
+    ("on", codec("bool")),
+    ("b", codec("bytea")),
+)
+
+
+@given(
+    st.integers(-(2**63), 2**63 - 1),
+    st.text(st.characters(codec="utf-8")),
+    st.decimals(allow_nan=False),
+    st.booleans(),
+    st.binary(max_size=9),
+)
+def test_a_canonical_key_is_known_as_one(number: int, text: str, amount: object, on: bool, raw: bytes) -> None:
+    values = (str(number), text, str(amount), "t" if on else "f", "\\x" + raw.hex())
+    assert key_check(KEY)(encode_key(KEY, tuple(v.encode() for v in values)))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [None, b"", b"1", b"{}", b"null", b"[1]", b'"x"', b"\xff", b'{"id": 1}', b'{"id":1} ', b'{"id":"1"}', b'{"id":1.0}',
+     b'{"id":true}', b'{"id":[1]}', b'{"id":null}', b'{"id":1,"x":2}', b'{"no":1}', b'{"id":01}'],
+)  # fmt: skip
+def test_any_other_key_is_not(key: bytes | None) -> None:
+    assert not key_check((("id", codec("int")),))(key)

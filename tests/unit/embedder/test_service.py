@@ -15,6 +15,7 @@ from walvec.contracts.errors import SourceUnavailable, StoreUnavailable
 from walvec.contracts.snapshots import XidSnapshot
 from walvec.contracts.sources import ReadRow
 from walvec.contracts.stores import StoredVersion
+from walvec.contracts.wire import encode_change
 from walvec.definitions.model import EmbeddingProvider
 from walvec.transport.records import Record, changes_topic
 
@@ -181,13 +182,49 @@ async def test_damaged_records_become_letters_and_the_rest_goes_on(world: World,
     await world.define()
     topic = changes_topic(world.table.storage_name)
     await world.log.producer().append(
-        topic, [Record(b"k1", b"\x00garbage"), Record(b"k2", b'{"op":"c"}'), Record(None, b"x")]
+        topic, [Record(key(7), b"\x00garbage"), Record(key(8), b'{"op":"c"}'), Record(None, b"x")]
     )
     async with world.running():
         await world.put(change(1, 10, "fine"))
         await world.drained()
     letters = await world.control.letters.page(world.table.id)
-    assert {(x.kind, x.key) for x in letters} == {("decode", b"k1"), ("decode", b"k2"), ("decode", b"")}
+    assert {(x.kind, x.key) for x in letters} == {("decode", key(7)), ("decode", key(8)), ("decode", b"")}
+    assert [r.key for r in await world.outputs()] == [key(1)]
+
+
+@pytest.mark.parametrize(
+    "foreign", [b"1", b'{"id": 3}', b'{"id":"3"}', b'{"id":3,"more":1}', b'{"other":3}', b"[3]", b"\xff", None]
+)
+async def test_a_key_of_another_shape_becomes_a_letter(
+    world: World, openai_server: OpenAIServer, foreign: bytes | None
+) -> None:
+    await world.define()
+    written = encode_change(change(3, 10, "a"))
+    async with world.running():
+        await world.log.producer().append(changes_topic(world.table.storage_name), [Record(foreign, written)])
+        await world.put(change(1, 11, "fine"))
+        await world.drained()
+    (letter,) = await world.control.letters.page(world.table.id)
+    assert (letter.kind, letter.key, letter.payload) == ("decode", b"", written)
+    assert "key" in letter.reason
+    assert "offset 0" in letter.reason
+    assert [r.key for r in await world.outputs()] == [key(1)]
+
+
+async def test_another_schema_version_in_the_headers_becomes_a_letter(
+    world: World, openai_server: OpenAIServer
+) -> None:
+    await world.define()
+    topic = changes_topic(world.table.storage_name)
+    newer = (("x-hop", b"1"), ("walvec-schema", b"2"))
+    async with world.running():
+        await world.log.producer().append(topic, [Record(key(3), encode_change(change(3, 10, "a")), None, newer)])
+        await world.put(change(1, 11, "fine"))
+        await world.drained()
+    (letter,) = await world.control.letters.page(world.table.id)
+    assert letter.key == key(3)
+    assert "version '2'" in letter.reason
+    assert "upgrade" in letter.reason
     assert [r.key for r in await world.outputs()] == [key(1)]
 
 
