@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from walvec.contracts.sources import Check, SourceTable
+from walvec.contracts.sources import Check, SlotView, SourceTable
 from walvec.contracts.stores import Differences, Filter, Hit
 from walvec.definitions.model import Connection, EmbeddingProvider, Generation, VectorTable
 
@@ -26,6 +26,9 @@ class Source(Protocol):
 
     async def count(self, connection: Connection, table: VectorTable) -> int:
         """Rows; exact when that takes less than a second, else the planner's estimate."""
+
+    async def slot(self, connection: Connection) -> SlotView:
+        """What the server keeps for walvec's slot. One short query."""
 
     async def emit_marker(self, connection: Connection) -> int:
         """A transactional logical message; returns an LSN such that everything committed before the call is below."""

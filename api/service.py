@@ -13,11 +13,13 @@ import uvicorn
 
 from api.access import keys_of
 from api.app import create_app
+from api.observer import Observer
 from api.ports import Models, SearchStore, Source
 from api.services import Services
 from walvec.contracts.errors import ConfigError
 from walvec.definitions.ports import Control
 from walvec.runtime.lifecycle import pause
+from walvec.runtime.metrics import Metrics
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
 
@@ -42,6 +44,7 @@ async def run(
     source: Source,
     store: SearchStore,
     models: Models,
+    metrics: Metrics | None = None,
 ) -> None:
     """Raises ConfigError when the address cannot be bound or would be open without keys."""
     keys = keys_of(settings)
@@ -59,13 +62,21 @@ async def run(
     listening = await _patiently_bound(config, stop)
     if listening is None:
         return
-    sockets = [listening]
+    observer = Observer(services)
+    with (metrics or Metrics("api")).source(observer.samples, observer.look):
+        try:
+            await _serve(config, listening, stop)
+        finally:
+            await observer.close()
+
+
+async def _serve(config: uvicorn.Config, listening: socket.socket, stop: asyncio.Event) -> None:
     server = Server(config)
     log_.info(
         "api listens",
-        extra={"action": "listen", "host": settings.api.host, "port": sockets[0].getsockname()[1]},
+        extra={"action": "listen", "host": config.host, "port": listening.getsockname()[1]},
     )
-    serving = asyncio.create_task(server.serve(sockets=sockets))
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -74,8 +85,7 @@ async def run(
     finally:
         stopped.cancel()
         serving.cancel()
-        for s in sockets:
-            s.close()
+        listening.close()
 
 
 async def _patiently_bound(config: uvicorn.Config, stop: asyncio.Event) -> socket.socket | None:

@@ -120,7 +120,7 @@ class Backfill:
         stored = await work.control.tasks.get(self._task.id)
         if stored.status not in ("pending", "running"):
             raise TaskEnded("the task was ended")
-        cursor = self._cursor = Cursor.load(stored.progress, await work.token())
+        cursor = self._cursor = Cursor.load(stored.progress, await work.token(table))
         self._rows_before, self._started = cursor.rows, monotonic()
         if not cursor.read:
             async with work.sessions.borrow(work.connection()) as source:
@@ -177,10 +177,14 @@ class Backfill:
 
     async def _append(self, writer: ChunkWriter, table: VectorTable, read: Read, stamp: Position) -> None:
         records, letters = writer.records(read.lines, stamp)
+        topic = changes_topic(table.storage_name)
+        counts = self._work.stream.counts.table(topic)
         if letters:
             await self._work.control.letters.put(letters)  # the letter is durable before its delete
+            counts.buried.update(letter.kind for letter in letters)
         if records:
-            await self._work.producer.append(changes_topic(table.storage_name), records)
+            await self._work.producer.append(topic, records)
+        counts.backfilled += len(read.lines)
 
     async def _allowed(self) -> None:
         """Live changes first: waits while the table is paused or in error, or the embedder has enough to do."""
@@ -210,6 +214,8 @@ class Backfill:
         await self._report("")
         if (await work.control.tasks.get(self._task.id)).status != "running":
             raise TaskEnded("the task was ended")
+        if await work.token(table) != cursor.of:
+            raise StreamRestarted("a topic was deleted meanwhile")
         if self._task.params.get("sweep") and cursor.lowest is not None:
             # rule sweep, rule sweep-floor: the floor rises to the lowest stamp of this backfill
             marker = sweep_record(table, generation.number, cursor.lowest)

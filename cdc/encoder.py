@@ -55,13 +55,30 @@ class Rejected:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Records in hand for one topic, in the order of the stream. `headers`: the log keeps them."""
+    """Records in hand for one topic, in the order of the stream. `headers`: the log keeps them.
+
+    `oldest_ms`, `newest_ms`: commit time of the first record's and of the last transaction.
+    """
 
     topic: str
     partitions: int
     headers: bool = False
     records: list[Record] = field(default_factory=list)
     size: int = 0
+    oldest_ms: int = 0
+    newest_ms: int = 0
+
+    def begin(self, commit_ms: int) -> None:
+        """A transaction's records follow."""
+        self.newest_ms = commit_ms
+        if not self.records:
+            self.oldest_ms = commit_ms
+
+    def take(self) -> tuple[list[Record], int, int]:
+        """All records, their size, the oldest's commit time. What follows may be of the last one's transaction."""
+        taken = self.records, self.size, self.oldest_ms
+        self.records, self.size, self.oldest_ms = [], 0, self.newest_ms
+        return taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +202,7 @@ class RowEncoder:
     def begin(self, transaction: Transaction) -> None:
         """Prepares what all records of this transaction end with."""
         self.transaction = t = transaction
+        self.batch.begin(t.commit_ms)
         xid = (b'"xid":%d,' % t.xid if t.xid else b"") + self._newest
         self._tail = b'},"source":%b,"lsn":%d,"txId":%d,"ts_ms":%d},"ts_ms":%d,"walvec":{"v":%d,"generation":%d,%b' % (
             (self._source, t.commit_lsn, t.xid, t.commit_ms, t.commit_ms, VERSION, ALL_GENERATIONS, xid)

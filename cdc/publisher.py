@@ -7,8 +7,10 @@ again from what was durable: nothing is skipped, and order within a partition is
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 
+from cdc.counts import Counts
 from cdc.encoder import Batch
 from cdc.progress import Progress
 from walvec.contracts.errors import NotFound
@@ -28,6 +30,7 @@ class Publisher:
         max_batches: int,
         wake: Callable[[], None],
         wanted: Callable[[str], bool],
+        counts: Counts,
     ) -> None:
         self._producer = producer
         self._progress = progress
@@ -35,6 +38,7 @@ class Publisher:
         self._max_batches = max_batches
         self._wake = wake
         self._wanted = wanted
+        self._counts = counts
         self._in_flight: set[asyncio.Task[None]] = set()
         self._bytes = 0
         self._moved = asyncio.Event()
@@ -51,15 +55,14 @@ class Publisher:
         self.check()
         ticket = self._progress.sent(len(batches))
         for batch in batches:
-            records, size = batch.records, batch.size
-            batch.records, batch.size = [], 0
-            self._bytes += size
-            task = asyncio.create_task(self._append(batch.topic, records))
+            records, size, commit_ms = batch.take()
+            self._add_bytes(size)
+            task = asyncio.create_task(self._append(batch.topic, records, commit_ms))
             self._in_flight.add(task)
 
             def done(task: asyncio.Task[None], size: int = size) -> None:
                 self._in_flight.discard(task)
-                self._bytes -= size
+                self._add_bytes(-size)
                 failure = None if task.cancelled() else task.exception()
                 if failure is None and not task.cancelled():
                     self._progress.done(ticket)
@@ -72,9 +75,11 @@ class Publisher:
 
     async def room(self) -> None:
         """Waits until something more may be sent."""
+        began = time.monotonic()
         while self.full and self._failure is None and not self._released:
             self._moved.clear()
             await self._moved.wait()
+        self._counts.waited_seconds += time.monotonic() - began
         self.check()
 
     def release(self) -> None:
@@ -100,9 +105,15 @@ class Publisher:
         await asyncio.gather(*self._in_flight, return_exceptions=True)
         await self._producer.close()
 
-    async def _append(self, topic: str, records: list[Record]) -> None:
+    def _add_bytes(self, size: int) -> None:
+        self._bytes += size
+        self._counts.in_flight_bytes = self._bytes
+
+    async def _append(self, topic: str, records: list[Record], commit_ms: int) -> None:
+        began = time.monotonic()
         try:
             await self._producer.append(topic, records)
+            self._counts.table(topic).appended(len(records), time.monotonic() - began, time.time() - commit_ms / 1000)
         except NotFound:
             if self._wanted(topic):
                 raise

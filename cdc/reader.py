@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 
 from cdc import slots
 from cdc.assembler import Assembler
 from cdc.gate import Decision, Identity, decide, parse_history
-from cdc.losses import highest_logged, read_again
+from cdc.losses import highest_logged
 from cdc.replication import Replication
 from cdc.routes import Routes
 from cdc.session import Session, open_session
@@ -34,6 +35,7 @@ from walvec.contracts.errors import (
 from walvec.contracts.position import format_lsn
 from walvec.definitions.model import Connection, SourceProgress, VectorTable
 from walvec.definitions.ports import Control
+from walvec.definitions.rebackfill import read_again
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
 
@@ -76,7 +78,8 @@ class Reader:
         while not stop.is_set():
             pause = 0.0
             try:
-                await self._session(stop)
+                with self._counted():
+                    await self._session(stop)
             except NotFound as e:
                 if self._id not in self._control.feed.current.connections:
                     return
@@ -97,6 +100,18 @@ class Reader:
                 self._stream.stop()
             if pause:
                 await _sleep(stop, pause)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """How a session ended, by kind of error."""
+        counts = self._stream.counts
+        try:
+            yield
+        except WalvecError as e:
+            counts.reconnects[e.kind] += 1
+            raise
+        finally:
+            counts.streaming = False
 
     def _doubt(self, e: SlotLost) -> None:
         """A slot that looks whole and twice cannot be read from one place is taken for lost: on PostgreSQL 17 and older
@@ -175,7 +190,7 @@ class Reader:
             start = (await slots.slot_state(plain, connection.slot) or _missing(connection)).confirmed
             assembler = Assembler(decision.epoch, now.database)
             routes.bind(assembler)
-            await routes.apply(plain, self._tables(), oids)
+            await routes.apply(plain, self._tables(), oids, read_anyway=decision.gap is not None)
             # rule start-horizon: whoever began before now may have been streamed to nobody
             horizon = await slots.transaction_id(plain)
             self._stream.restart(epoch=decision.epoch, at=start, horizon=horizon, fresh=decision.fresh)
@@ -193,6 +208,7 @@ class Reader:
                 routes=routes,
                 stored=stored,
                 start=start,
+                dead_letter_limit=self._settings.embedder.dead_letter_limit,
                 tables=self._tables,
                 healthy=self._healthy,
             )
@@ -265,6 +281,7 @@ class Reader:
                 )
             log.error("changes were lost", extra={"action": "gap", "reason": decision.gap, "epoch": decision.epoch})
             self._stream.losses += 1
+            self._stream.counts.gaps += 1
             await read_again(self._control, self._tables(), decision.gap)
         progress = replace(
             stored,

@@ -120,6 +120,8 @@ class Reread:
                 records, letters = writer.records(lines.values(), stamp)
                 if letters:
                     await work.control.letters.put(letters)
+                    counts = work.stream.counts.table(changes_topic(table.storage_name))
+                    counts.buried.update(letter.kind for letter in letters)
                 if delete:
                     records += [delete_record(table, generation.number, k, stamp) for k in done if k not in lines]
                 if records:

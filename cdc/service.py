@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cdc import slots
+from cdc.counts import Counts
 from cdc.jobs import Jobs
 from cdc.reader import Reader
 from cdc.session import open_session
@@ -20,8 +22,11 @@ from cdc.stream import Stream
 from walvec.contracts.errors import ControlUnavailable, NotFound, WalvecError
 from walvec.definitions.model import Connection, Snapshot
 from walvec.definitions.ports import Control
+from walvec.runtime.measures import Sample
+from walvec.runtime.metrics import Metrics
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
+from walvec.transport.records import changes_topic
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +41,27 @@ class _Served:
     connection: Connection
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+    counts: Counts = field(default_factory=Counts)
 
 
-async def run(settings: Settings, stop: asyncio.Event, *, control: Control, log: Log) -> None:
+async def run(
+    settings: Settings, stop: asyncio.Event, *, control: Control, log: Log, metrics: Metrics | None = None
+) -> None:
     """Until `stop`; then everything in hand is made durable and confirmed."""
     served: dict[str, _Served] = {}
+
+    def samples() -> Iterator[Sample]:
+        """What this process has counted of each connection."""
+        snapshot = control.feed.current
+        for entry in list(served.values()):
+            tables = {changes_topic(t.storage_name): t.name for t in snapshot.tables_of(entry.connection.id)}
+            yield from entry.counts.samples(entry.connection.name, tables, time.monotonic())
+
+    with (metrics or Metrics("cdc")).source(samples):
+        await _run(settings, stop, control, log, served)
+
+
+async def _run(settings: Settings, stop: asyncio.Event, control: Control, log: Log, served: dict[str, _Served]) -> None:
     leaving: set[asyncio.Task[None]] = set()
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -57,7 +78,7 @@ async def run(settings: Settings, stop: asyncio.Event, *, control: Control, log:
                     known.connection = connection
                 elif not leaving:  # a slot that is being dropped may be this one's
                     entry = served[connection.id] = _Served(connection)
-                    entry.task = asyncio.create_task(_serve(connection.id, settings, entry.stop, control, log))
+                    entry.task = asyncio.create_task(_serve(entry, settings, control, log))
             await _moved(control, now, [stopping, *leaving])
     finally:
         stopping.cancel()
@@ -74,10 +95,11 @@ async def _moved(control: Control, seen: Snapshot, others: Iterable[asyncio.Task
         feed.cancel()
 
 
-async def _serve(connection_id: str, settings: Settings, stop: asyncio.Event, control: Control, transport: Log) -> None:
+async def _serve(entry: _Served, settings: Settings, control: Control, transport: Log) -> None:
     """Reader and jobs of one connection; a defect in one of them is logged, and they begin again."""
+    connection_id, stop = entry.connection.id, entry.stop
     while not stop.is_set():
-        stream = Stream()
+        stream = Stream(counts=entry.counts)
         ended = asyncio.Event()
         parts = [
             asyncio.create_task(Reader(connection_id, control, transport, settings, stream).run(ended)),

@@ -16,6 +16,7 @@ from psycopg import sql
 from cdc.session import Session, source_errors
 from walvec.contracts.errors import SourceRejected, TableChanged, WalvecError
 from walvec.contracts.position import parse_lsn
+from walvec.contracts.sources import SlotView
 
 TableName = tuple[str, str]
 
@@ -74,6 +75,22 @@ async def slot_state(session: Session, slot: str) -> SlotState | None:
     confirmed, wal_status, active, database, invalidation = found[0]
     lost = wal_status == "lost" or bool(invalidation)
     return SlotState(parse_lsn(confirmed) if confirmed else 0, lost, invalidation or "lost", active, database)
+
+
+async def slot_view(session: Session, slot: str) -> SlotView:
+    """Seen from outside: how much the server keeps for it. On a standby, up to what was replayed there."""
+    found = await _rows(
+        session,
+        "SELECT active, coalesce(wal_status, 'reserved'), pg_wal_lsn_diff(now.lsn, restart_lsn)::float8,"
+        " pg_wal_lsn_diff(now.lsn, confirmed_flush_lsn)::float8 FROM pg_replication_slots,"
+        " LATERAL (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()"
+        "   ELSE pg_current_wal_lsn() END AS lsn) now WHERE slot_name = %s",
+        slot,
+    )
+    if not found:
+        return SlotView()
+    active, status, retained, unconfirmed = found[0]
+    return SlotView(status, bool(active), max(0.0, retained or 0.0), max(0.0, unconfirmed or 0.0))
 
 
 async def create_slot(session: Session, slot: str, version: int) -> int:

@@ -16,7 +16,7 @@ from psycopg import sql
 from cdc import catalog, preflight, reading, slots
 from cdc.session import Sessions, open_session, query_error, source_errors
 from walvec.contracts.errors import DecodeError, SourceRejected, SourceUnavailable
-from walvec.contracts.sources import Check, RowsRead, SourceTable
+from walvec.contracts.sources import Check, RowsRead, SlotView, SourceTable
 from walvec.contracts.values import decode_key
 from walvec.definitions.model import Connection, Generation, VectorTable
 
@@ -67,6 +67,10 @@ class SourceAccess:
                 return found.estimated_rows
             assert row is not None
             return int(str(row[0]))
+
+    async def slot(self, connection: Connection) -> SlotView:
+        async with self._sessions.borrow(connection) as session:
+            return await slots.slot_view(session, connection.slot)
 
     async def emit_marker(self, connection: Connection) -> int:
         async with self._sessions.borrow(connection) as session:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from cdc.counts import Counts
+
 
 @dataclass(slots=True)
 class Delivered:
@@ -67,6 +69,7 @@ class Stream:
     routed: dict[str, frozenset[int]] = field(default_factory=dict)
     losses: int = 0
     delivered: Delivered = field(default_factory=Delivered)
+    counts: Counts = field(default_factory=Counts)
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
 
     def restart(self, *, epoch: int, at: int, horizon: int, fresh: bool) -> None:

@@ -19,6 +19,7 @@ import orjson
 
 from cdc.assembler import Assembler, Fed
 from cdc.pgoutput import LogicalMessage
+from cdc.oversized import FittingProducer
 from cdc.progress import Progress
 from cdc.publisher import Publisher
 from cdc.replication import Replication
@@ -33,7 +34,7 @@ from walvec.definitions.model import SourceProgress, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime.settings import CdcSettings
 from walvec.transport.ports import Log
-from walvec.transport.records import dead_topic, letter_record
+from walvec.transport.records import changes_topic, dead_topic, letter_record
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Streaming:
         routes: Routes,
         stored: SourceProgress,
         start: int,
+        dead_letter_limit: int,
         tables: Callable[[], list[VectorTable]],
         healthy: Callable[[], None],
     ) -> None:
@@ -87,16 +89,27 @@ class Streaming:
         self._asked = 0
         self._store_now = asyncio.Event()
         self._publisher = Publisher(
-            transport.producer(backpressure=True),
+            FittingProducer(
+                transport.producer(backpressure=True),
+                control,
+                transport,
+                tables=tables,
+                limit=dead_letter_limit,
+                counts=stream.counts,
+            ),
             self._progress,
             max_bytes=_IN_FLIGHT_BYTES,
             max_batches=_IN_FLIGHT_BATCHES,
             wake=replication.wake,
             wanted=routes.wants_topic,
+            counts=stream.counts,
         )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Returns after `stop`, with everything in hand durable and confirmed. Raises what ended the session."""
+        self._count()
+        self._stream.counts.streaming = True
+        self._stream.counts.heartbeat_at = time.monotonic()
         steps: list[Coroutine[Any, Any, None]] = [
             self._read(stop),
             self._store(),
@@ -170,6 +183,7 @@ class Streaming:
         for xid, commit_lsn in fed.commits:
             self._stream.delivered.add(xid, commit_lsn)
         self._rows += fed.rows
+        self._stream.counts.rows += fed.rows
         if fed.rejected:
             await self._dead_letters(fed)
         for table_id, error in fed.changed:
@@ -192,6 +206,8 @@ class Streaming:
             return  # somebody else's message under our prefix
         if isinstance(sent, int):
             self._latency_ms = max(int(time.time() * 1000) - sent, 0)
+            self._stream.counts.heartbeat_at = time.monotonic()
+            self._stream.counts.heartbeat_seconds = self._latency_ms / 1000
         if drain:  # somebody waits until this is durable: it is stored at once then, not at the next turn
             self._asked = message.lsn
 
@@ -206,6 +222,9 @@ class Streaming:
             if r.table_id in tables
         ]
         await self._control.letters.put(letters)
+        for letter in letters:
+            topic = changes_topic(tables[letter.vector_table_id].storage_name)
+            self._stream.counts.table(topic).buried[letter.kind] += 1
         producer = self._log.producer()
         try:
             for letter in letters:
@@ -239,6 +258,7 @@ class Streaming:
                 async with asyncio.timeout(self._settings.status_interval_seconds):
                     await self._store_now.wait()
             self._store_now.clear()
+            self._count()
             try:
                 await self._store_once()
                 await self._report()
@@ -263,6 +283,11 @@ class Streaming:
         while True:
             await asyncio.sleep(self._settings.status_interval_seconds)
             self._replication.report(self._confirmed, received=self._received)
+            self._stream.counts.feedback_at = time.monotonic()
+
+    def _count(self) -> None:
+        counts = self._stream.counts
+        counts.received, counts.durable, counts.confirmed = self._received, self._progress.durable, self._confirmed
 
     async def _report(self) -> None:
         await self._control.reports.put(

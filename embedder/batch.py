@@ -17,7 +17,7 @@ import numpy as np
 
 from embedder import encoder
 from embedder.coalescer import coalesce
-from embedder.dispatch import Answer, Dispatcher, Usage
+from embedder.dispatch import Answer, Dispatcher, Saved, Usage
 from embedder.planner import Claim, Delete, Embed, Planner, Reread, Row, Truncate
 from embedder.ports import RowReader, StoreLookup
 from walvec.contracts import wire
@@ -123,6 +123,9 @@ class Batch:
             async with asyncio.TaskGroup() as tasks:
                 for generation in context.table.live_generations:
                     mine = coalesce([c for c, _ in changes], generation.number, context.planner(generation).fillable)
+                    if len(mine) < len(changes):
+                        all_of_it = sum(c.generation in (0, generation.number) for c, _ in changes)
+                        context.usage.save("coalesced", all_of_it - len(mine))
                     cleared = [(p, c) for p, c in truncates if c.generation in (0, generation.number)]
                     if mine or cleared:
                         tasks.create_task(self._generation(generation, mine, cleared))
@@ -230,7 +233,7 @@ class Batch:
                     earlier = context.embedding.get((generation.number, row.key))
                     if earlier is None:
                         out.append(_claim(row))
-                        context.usage.texts_saved += 1
+                        context.usage.save("unchanged")
                     else:
                         behind.append((earlier, row))
                 case Delete():
@@ -266,7 +269,7 @@ class Batch:
         for batch in dict.fromkeys(b for b, _ in behind):
             await batch.done.wait()
             await self._emit([_claim(row) for b, row in behind if b is batch])
-        self._context.usage.texts_saved += len(behind)
+        self._context.usage.save("unchanged", len(behind))
 
     async def _resolve(self, generation: Generation, rows: list[Row]) -> None:
         """Never pay twice: the store's own version, a vector of the same hash, then the provider."""
@@ -280,10 +283,10 @@ class Batch:
         for row in rows:
             stored = versions.get(row.key)
             if stored is not None and stored.position >= row.position:
-                context.usage.texts_saved += 1  # rule guard: the store would refuse it
+                context.usage.save("superseded")  # rule guard: the store would refuse it
             elif stored is not None and not row.force and stored.live and stored.hashes == (row.hash,):
                 out.append(_claim(row))
-                context.usage.texts_saved += 1
+                context.usage.save("unchanged")
             else:
                 left.append(row)
         memory = dispatcher.memory
@@ -294,15 +297,18 @@ class Batch:
         found = await self._ask(lambda: context.lookup.vectors(table, generation, unknown)) if unknown else {}
         texts: list[tuple[str, str]] = []
         for content_hash, same in by_hash.items():
-            context.usage.texts_saved += len(same) - 1
+            if len(same) > 1:
+                context.usage.save("same_batch", len(same) - 1)
             known = memory.get(content_hash)
+            saved: Saved = "memory" if known is not None else "store_hash"
             if known is None and (stored_vector := found.get(content_hash)) is not None:
                 known = np.ascontiguousarray(stored_vector, dtype="<f4").tobytes()
                 memory.put(content_hash, known)
             if known is None:
                 texts.append((content_hash, same[0].text))
                 continue
-            context.usage.texts_saved += 1
+            context.usage.save(saved)
+            context.usage.embedded += len(same)
             sent = dispatcher.sent_text(same[0].text)
             out.extend(_upsert(row, sent, known) for row in same)
         await self._emit(out)
@@ -341,6 +347,7 @@ class Batch:
                     else:
                         vector, text = answer.vector, answer.text
                         out.extend(_upsert(row, text, vector) for row in rows)
+                context.usage.embedded += len(out)
                 await self._emit(out)
                 if refused:
                     await self._refuse(generation, refused)
@@ -368,6 +375,7 @@ class Batch:
         """What follows a letter. Not an output in the sense of `_emit`: the letters in a row go on."""
         topic = vectors_topic(self._context.table.storage_name)
         await self._append(topic, [_gone(d) for d in deletes])
+        self._context.usage.written += len(deletes)
 
     async def _bury(self, letters: Sequence[DeadLetter]) -> None:
         context = self._context
@@ -381,6 +389,7 @@ class Batch:
             "dead letters written",
             extra={"action": "dead_letters", "vector_table": context.table.id, "count": len(found)},
         )
+        context.usage.buried.update(letter.kind for letter in found)
         await context.deaths.count(len(found))
 
     async def _reread(self, generation: Generation, planner: Planner, plans: Sequence[Reread]) -> None:
@@ -444,6 +453,7 @@ class Batch:
     async def _emit(self, records: list[Record]) -> None:
         if records:
             await self._append(vectors_topic(self._context.table.storage_name), records)
+            self._context.usage.written += len(records)
             await self._context.deaths.reset()
 
     async def _append(self, topic: str, records: Sequence[Record]) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from embedder.memory import Memory
 from embedder.pace import Backoff, Pace
 from embedder.providers.port import Provider, ProviderSuspect
 from walvec.contracts.errors import ProviderRejectedInput, ProviderStop, ProviderWait
+from walvec.contracts.histograms import NUMBERS, Histogram
 
 _log = logging.getLogger(__name__)
 _CANARY = "walvec"
@@ -39,16 +40,39 @@ class Answer(NamedTuple):
     reason: str = ""
 
 
+Saved = Literal["unchanged", "superseded", "coalesced", "same_batch", "store_hash", "memory"]
+"""Why a text was not sent: see walvec_texts_saved_total in docs/metrics.md."""
+_REASONS: tuple[Saved, ...] = get_args(Saved)
+Outcome = Literal["ok", "wait", "stop", "input", "answer"]
+
+
 @dataclass(slots=True)
 class Usage:
-    """What a table has asked of providers; read by its report."""
+    """What a table has asked of providers, and what its worker has done; read by its report and its metrics.
+
+    `read`, `written`: records of the log; `embedded`: rows that got a vector; `buried`: dead letters by kind.
+    """
 
     texts_sent: int = 0
-    texts_saved: int = 0
     texts_cut: int = 0
     requests: int = 0
     tokens: int = 0
     retries: dict[str, int] = field(default_factory=lambda: {"wait": 0, "stop": 0, "input": 0, "answer": 0})
+    saved: dict[Saved, int] = field(default_factory=lambda: dict.fromkeys(_REASONS, 0))
+    read: int = 0
+    written: int = 0
+    embedded: int = 0
+    buried: Counter[str] = field(default_factory=Counter)
+    batches: Histogram = field(default_factory=lambda: Histogram(NUMBERS))
+    log_to_embedded: Histogram = field(default_factory=Histogram)
+
+    def save(self, reason: Saved, texts: int = 1) -> None:
+        self.saved[reason] += texts
+
+    @property
+    def texts_saved(self) -> int:
+        """Texts that were composed and not sent; what was coalesced was never composed."""
+        return sum(self.saved.values()) - self.saved["coalesced"]
 
 
 class Inbox(Protocol):
@@ -77,6 +101,10 @@ class _Pack:
     mark: int = -1
 
 
+def _suspected(error: ProviderSuspect) -> Outcome:
+    return "wait" if error.what == "server" else "answer"
+
+
 class Dispatcher:
     """`run` must be running. `want` and `withdraw` never wait."""
 
@@ -103,6 +131,10 @@ class Dispatcher:
         self._served = False
         self._wake = asyncio.Event()
         self._listeners: set[Callable[[], None]] = set()
+        self.requests: dict[Outcome, Histogram] = {}
+        """Seconds of each request, by how it ended."""
+        self.request_texts = Histogram(NUMBERS)
+        self._told = 0  # tokens, by providers that were replaced
 
     @property
     def stopped(self) -> str | None:
@@ -117,6 +149,22 @@ class Dispatcher:
     @property
     def limits(self) -> packing.Limits:
         return self._limits
+
+    @property
+    def tokens(self) -> int | None:
+        """As the provider's answers count them; None where they do not."""
+        told = self._provider.tokens
+        return None if told is None else self._told + told
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait for an answer."""
+        return self._in_flight
+
+    @property
+    def queued(self) -> int:
+        """Texts that are wanted and not answered yet."""
+        return len(self._wanted)
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Calls it when `stopped` changes or the first answer came; returns how to end that."""
@@ -136,12 +184,12 @@ class Dispatcher:
             vector = self.memory.get(content_hash)
             if vector is not None:
                 known.append(Answer(content_hash, self.sent_text(text), vector))
-                usage.texts_saved += 1
+                usage.save("memory")
                 continue
             wanted = self._wanted.get(content_hash)
             if wanted is not None:
                 wanted.inboxes.append(inbox)
-                usage.texts_saved += 1
+                usage.save("same_batch")
                 continue
             sent = self.sent_text(text)
             if sent is not text and len(sent) != len(text):
@@ -163,6 +211,7 @@ class Dispatcher:
     async def replace(self, provider: Provider) -> None:
         """The definition was edited: what waits goes to the new address or key, at once."""
         old, self._provider = self._provider, provider
+        self._told += old.tokens or 0
         self._limits = provider.limits
         self._pace.reset(self._limits.max_in_flight)
         self._served = False
@@ -231,7 +280,7 @@ class Dispatcher:
         self._count(pack)
         handled = False
         try:
-            matrix = await provider.embed([w.text for w in pack.wants], kind="document")
+            matrix = await self._ask(provider, [w.text for w in pack.wants])
             handled = True
             self._succeed(pack.wants, matrix)
         except ProviderRejectedInput as e:
@@ -246,7 +295,7 @@ class Dispatcher:
                 self._stop(e)
         except ProviderSuspect as e:
             handled = True
-            self._retried(pack, "answer" if e.what != "server" else "wait")
+            self._retried(pack, _suspected(e))
             await self._suspect(pack, e, provider, sent)
         except ProviderWait as e:
             handled = True
@@ -264,6 +313,29 @@ class Dispatcher:
                 if provider is not self._provider:
                     await provider.close()
             self._wake.set()
+
+    async def _ask(self, provider: Provider, texts: Sequence[str]) -> np.ndarray:
+        """Times the request, by how it ended."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        outcome: Outcome | None = None
+        try:
+            matrix = await provider.embed(texts, kind="document")
+            outcome = "ok"
+        except ProviderRejectedInput:
+            outcome = "input"
+            raise
+        except ProviderStop:
+            outcome = "stop"
+            raise
+        except ProviderWait as e:
+            outcome = _suspected(e) if isinstance(e, ProviderSuspect) else "wait"
+            raise
+        finally:
+            if outcome is not None:
+                self.request_texts.add(len(texts))
+                self.requests.setdefault(outcome, Histogram()).add(loop.time() - began)
+        return matrix
 
     def _count(self, pack: _Pack) -> None:
         """All batches that wanted it may have been given up since it was packed."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from embedder.batch import Context
-from embedder.dispatch import Dispatcher
+from embedder.dispatch import Dispatcher, Usage
 from embedder.memory import Memory
 from embedder.ports import RowReader, StoreLookup
 from embedder.providers import registry
@@ -20,6 +20,9 @@ from embedder.worker import DeadCount, Worker
 from walvec.contracts.errors import ControlUnavailable, DefinitionError, NotFound, WalvecError
 from walvec.definitions.model import EmbeddingProvider, Generation, Snapshot, VectorTable
 from walvec.definitions.ports import Control
+from walvec.runtime import measures
+from walvec.runtime.measures import Sample
+from walvec.runtime.metrics import Metrics
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log, Producer
 
@@ -52,11 +55,19 @@ class _Desk:
 
 
 async def run(
-    settings: Settings, stop: asyncio.Event, *, control: Control, log: Log, lookup: StoreLookup, rows: RowReader
+    settings: Settings,
+    stop: asyncio.Event,
+    *,
+    control: Control,
+    log: Log,
+    lookup: StoreLookup,
+    rows: RowReader,
+    metrics: Metrics | None = None,
 ) -> None:
     """Until `stop`, then what is in hand is finished within a few seconds. The caller closes what it passed in."""
     service = Service(settings, control=control, log=log, lookup=lookup, rows=rows)
-    await service.run(stop)
+    with (metrics or Metrics("embedder")).source(service.samples):
+        await service.run(stop)
 
 
 class Service:
@@ -70,6 +81,8 @@ class Service:
         self._channels: dict[_ModelKey, _Channel] = {}
         self._desks: dict[str, _Desk] = {}
         self._producer: Producer | None = None
+        self._usage: dict[str, Usage] = {}
+        """Counts of a table outlive its worker."""
 
     async def run(self, stop: asyncio.Event) -> None:
         self._producer = self._log.producer()
@@ -121,6 +134,8 @@ class Service:
             if desk.worker is not None:
                 desk.worker.update(table)
                 desk.worker.context.connection = snapshot.connections[table.connection_id]
+        for table_id in self._usage.keys() - snapshot.vector_tables.keys():
+            del self._usage[table_id]
         wanted = {
             (t.embedding_provider_id, g.embedding_model, g.embedding_dimensions)
             for t in snapshot.vector_tables.values()
@@ -206,6 +221,7 @@ class Service:
             lookup=self._lookup,
             rows=self._rows,
             dispatcher_of=lambda g: self._dispatcher(provider_id, g),
+            usage=self._usage.setdefault(current.id, Usage()),
             deaths=DeadCount(self._control, current, self._settings.embedder.dead_letter_limit),
         )
         return Worker(
@@ -254,6 +270,15 @@ class Service:
                 _log.error("dispatcher failed", exc_info=e, extra={"action": "dispatcher_failed"})
                 await asyncio.sleep(1)
 
+    def samples(self) -> Iterator[Sample]:
+        """What this process has counted of each vector table, and of each provider and model."""
+        for table_id, usage in list(self._usage.items()):
+            table = self._snapshot.vector_tables.get(table_id)
+            if table is not None:
+                yield from _of_table(usage, table.name)
+        for (_, model, dimensions), channel in list(self._channels.items()):
+            yield from _of_provider(channel.dispatcher, channel.provider.name, model, str(dimensions))
+
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(_REPORT_SECONDS)
@@ -281,6 +306,35 @@ class Service:
             if report != desk.reported:
                 desk.reported = report
                 await self._control.reports.put("embedder", table_id, report)
+
+
+def _of_table(usage: Usage, table: str) -> Iterator[Sample]:
+    yield measures.RECORDS_READ.of(usage.read, table, "embedder")
+    yield measures.RECORDS_WRITTEN.of(usage.written, table, "embedder")
+    yield measures.BATCH_RECORDS.of(usage.batches, table, "embedder")
+    yield measures.LOG_TO_EMBEDDED.of(usage.log_to_embedded, table)
+    yield measures.ROWS_EMBEDDED.of(usage.embedded, table)
+    yield measures.TEXTS_SENT.of(usage.texts_sent, table)
+    yield measures.TEXTS_CUT.of(usage.texts_cut, table)
+    yield measures.TOKENS_ESTIMATED.of(usage.tokens, table)
+    for reason, count in usage.saved.items():
+        yield measures.TEXTS_SAVED.of(count, table, reason)
+    for what, count in usage.retries.items():
+        yield measures.PROVIDER_RETRIES.of(count, table, what)
+    for kind, count in list(usage.buried.items()):
+        yield measures.DEAD_LETTERS.of(count, table, kind)
+
+
+def _of_provider(dispatcher: Dispatcher, *labels: str) -> Iterator[Sample]:
+    """`labels`: provider, model, dimensions."""
+    for outcome, seconds in list(dispatcher.requests.items()):
+        yield measures.PROVIDER_REQUEST.of(seconds, *labels, outcome)
+    yield measures.PROVIDER_TEXTS.of(dispatcher.request_texts, *labels)
+    yield measures.PROVIDER_IN_FLIGHT.of(dispatcher.in_flight, *labels)
+    yield measures.PROVIDER_QUEUED.of(dispatcher.queued, *labels)
+    yield measures.PROVIDER_STOPPED.of(dispatcher.stopped is not None, *labels)
+    if dispatcher.tokens is not None:
+        yield measures.TOKENS.of(dispatcher.tokens, *labels)
 
 
 def _unexpected(error: Exception) -> Exception | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -174,6 +175,7 @@ class Worker:
             await self._warm(consumer)
             if not fetches:
                 continue
+            self._polled(fetches)
             ticket = self._offsets.begin(spans(fetches))
             if full:
                 await self._ahead(fetches, ticket)
@@ -230,6 +232,7 @@ class Worker:
         batch = Batch(self.context, only_at_once=True)
         await self._run(batch, fetches)
         if not batch.rest:
+            self._embedded(fetches)
             await self._finish(batch, ticket)
             return
         for fetch in fetches:
@@ -252,7 +255,19 @@ class Worker:
 
     async def _settle(self, batch: Batch, fetches: Sequence[Fetch], ticket: Ticket) -> None:
         await self._run(batch, fetches)
+        self._embedded(fetches)
         await self._finish(batch, ticket)
+
+    def _polled(self, fetches: Sequence[Fetch]) -> None:
+        usage = self.context.usage
+        count = sum(len(f.records) for f in fetches)
+        usage.read += count
+        usage.batches.add(count)
+
+    def _embedded(self, fetches: Sequence[Fetch]) -> None:
+        if fetches:
+            oldest = min(f.records[0].timestamp_ms for f in fetches)
+            self.context.usage.log_to_embedded.add(max(0.0, time.time() - oldest / 1000))
 
     async def _run(self, batch: Batch, fetches: Sequence[Fetch]) -> None:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sink.stores.registry import Stores
@@ -24,6 +25,8 @@ from walvec.contracts.errors import (
 from walvec.definitions.making import make
 from walvec.definitions.model import Generation, VectorTable
 from walvec.definitions.ports import Control
+from walvec.runtime.measures import Sample
+from walvec.runtime.metrics import Metrics
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
 
@@ -43,9 +46,19 @@ class _Desk:
     reported: dict[str, object] = field(default_factory=dict)
 
 
-async def run(settings: Settings, stop: asyncio.Event, *, control: Control, log: Log, stores: Stores) -> None:
+async def run(
+    settings: Settings,
+    stop: asyncio.Event,
+    *,
+    control: Control,
+    log: Log,
+    stores: Stores,
+    metrics: Metrics | None = None,
+) -> None:
     """Until `stop`; a batch in hand is either stored and committed or done again. The caller closes what it passed."""
-    await Service(settings, control=control, log=log, stores=stores).run(stop)
+    service = Service(settings, control=control, log=log, stores=stores)
+    with (metrics or Metrics("sink")).source(service.samples):
+        await service.run(stop)
 
 
 class Service:
@@ -152,6 +165,12 @@ class Service:
                 table,
                 "set_error",
             )
+
+    def samples(self) -> Iterator[Sample]:
+        """What this process has counted of each vector table."""
+        for desk in list(self._desks.values()):
+            if desk.worker is not None:
+                yield from desk.worker.counts.samples(desk.table.name)
 
     async def _report(self) -> None:
         while True:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ from walvec.contracts.errors import (
     StoreUnavailable,
 )
 from walvec.contracts.headers import check_schema, headers_of
+from walvec.contracts.histograms import NUMBERS, Histogram
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import ZERO, Position
 from walvec.contracts.values import key_check
@@ -34,7 +36,8 @@ from walvec.contracts.wire import decode_vector, encode_change, encode_vector
 from walvec.definitions.making import ensure_topics
 from walvec.definitions.model import Generation, VectorTable
 from walvec.definitions.ports import Control
-from walvec.runtime import retry
+from walvec.runtime import measures, retry
+from walvec.runtime.measures import Sample
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Consumer, Log, Producer
 from walvec.transport.records import (
@@ -105,12 +108,36 @@ def sent_back(record: VectorRecord) -> Record:
 
 @dataclass(slots=True)
 class Counts:
+    """Of one table and process. `letters`: open now; `buried`: written, by kind."""
+
     applied: int = 0
     refused: int = 0
     rejected: int = 0
     last_commit_ms: int = 0
     letters: int = 0
     latencies: Latencies = field(default_factory=Latencies)
+    read: int = 0
+    passed_over: int = 0
+    buried: Counter[str] = field(default_factory=Counter)
+    batches: Histogram = field(default_factory=lambda: Histogram(NUMBERS))
+    apply_seconds: Histogram = field(default_factory=Histogram)
+    commit_to_stored: Histogram = field(default_factory=Histogram)
+
+    def polled(self, fetches: Sequence[Fetch]) -> None:
+        count = sum(len(f.records) for f in fetches)
+        self.read += count
+        self.batches.add(count)
+
+    def samples(self, table: str) -> Iterator[Sample]:
+        yield measures.RECORDS_READ.of(self.read, table, "sink")
+        yield measures.BATCH_RECORDS.of(self.batches, table, "sink")
+        yield measures.VECTORS_APPLIED.of(self.applied, table)
+        yield measures.VECTORS_REFUSED.of(self.passed_over, table)
+        yield measures.CLAIMS_SENT_BACK.of(self.refused, table)
+        yield measures.STORE_APPLY.of(self.apply_seconds, table)
+        yield measures.COMMIT_TO_STORED.of(self.commit_to_stored, table)
+        for kind, count in list(self.buried.items()):
+            yield measures.DEAD_LETTERS.of(count, table, kind)
 
 
 class Worker:
@@ -161,6 +188,7 @@ class Worker:
             )
             if not fetches:
                 continue
+            self.counts.polled(fetches)
             self._in_hand += 1
             self._idle.clear()
             await ready.put(decode(fetches))
@@ -227,7 +255,11 @@ class Worker:
             reason = "a vector record whose key is not this table's."
             await self._bury(producer, [self._unreadable(generation, r.key, encode_vector(r), reason) for r in strange])
             records = [r for r in records if r.op == "truncate" or of_table(r.key)]
+        began = time.monotonic()
         answer = await persistently(lambda: self._store.apply(table, generation, records), table, "apply")
+        counts.apply_seconds.add(time.monotonic() - began)
+        done = answer.applied + len(answer.refused_claims) + len(answer.rejected)
+        counts.passed_over += max(0, len(records) - done)
         if answer.refused_claims:
             back = [sent_back(r) for r in answer.refused_claims]
             await persistently(
@@ -273,6 +305,7 @@ class Worker:
         records = [letter_record(letter) for letter in letters]
         await persistently(lambda: producer.append(dead_topic(table.storage_name), records), table, "append_letters")
         self.counts.letters += len(letters)
+        self.counts.buried.update(letter.kind for letter in letters)
         for letter in letters[:1]:
             extra = {"action": "dead_letter", "table": table.name, "kind": letter.kind, "letters": len(letters)}
             logger.warning("records could not be stored", extra=extra)
@@ -322,7 +355,9 @@ class Worker:
         streamed = [r.commit_ms for r in records if r.commit_ms and r.position.ordinal]
         if streamed:
             counts.last_commit_ms = max(counts.last_commit_ms, *streamed)
-            counts.latencies.add(time.monotonic(), [max(0.0, now_ms - ms) for ms in streamed])
+            waited = [max(0.0, now_ms - ms) for ms in streamed]
+            counts.latencies.add(time.monotonic(), waited)
+            counts.commit_to_stored.add_all(waited, unit=0.001)
 
     def report(self) -> dict[str, object]:
         counts = self.counts

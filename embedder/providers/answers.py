@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -175,8 +175,15 @@ def parse(raw: bytes) -> Any:
             return None
 
 
-def vectors(raw: bytes, *, count: int, dimensions: int, secret: str | None) -> np.ndarray:
-    """The matrix of an answer with status 200, checked. Raises ProviderSuspect, ProviderWait, ProviderStop."""
+class Vectors(NamedTuple):
+    """A checked answer. `tokens`: as the provider counts them, None when it does not tell."""
+
+    matrix: np.ndarray
+    tokens: int | None
+
+
+def vectors(raw: bytes, *, count: int, dimensions: int, secret: str | None) -> Vectors:
+    """Of an answer with status 200. Raises ProviderSuspect, ProviderWait, ProviderStop."""
     body = parse(raw)
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(data, list):
@@ -202,7 +209,13 @@ def vectors(raw: bytes, *, count: int, dimensions: int, secret: str | None) -> n
             matrix = np.array(found, dtype=np.float32)
     except (KeyError, TypeError, ValueError, binascii.Error, OverflowError) as e:
         raise ProviderSuspect(f"the provider's answer cannot be read ({type(e).__name__}).", "answer") from e
-    return check_matrix(matrix, count, dimensions)
+    return Vectors(check_matrix(matrix, count, dimensions), _tokens(body))
+
+
+def _tokens(body: Any) -> int | None:
+    usage = body.get("usage")
+    found = usage.get("total_tokens") if isinstance(usage, dict) else None
+    return found if type(found) is int and found >= 0 else None
 
 
 def _ordered(data: list[Any]) -> list[Any]:

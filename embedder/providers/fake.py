@@ -26,6 +26,10 @@ class FakeProvider:
     def limits(self) -> Limits:
         return self._limits
 
+    @property
+    def tokens(self) -> None:
+        return None
+
     async def embed(self, texts: Sequence[str], *, kind: Kind) -> np.ndarray:
         digests = np.frombuffer(b"".join(blake2b(t.encode(), digest_size=8).digest() for t in texts), dtype="<u4")
         pairs = digests.reshape(len(texts), 2)

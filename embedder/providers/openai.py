@@ -49,6 +49,7 @@ class OpenAIProvider:
         self._url = base_url.rstrip("/") + "/embeddings"
         self._limits = limits
         self._base64 = True
+        self._tokens: int | None = None
         known = CATALOGUE.get(model)
         self._send_dimensions = known is not None and known[1]
         self._unknown = known is None
@@ -62,6 +63,10 @@ class OpenAIProvider:
     def limits(self) -> Limits:
         return self._limits
 
+    @property
+    def tokens(self) -> int | None:
+        return self._tokens
+
     async def embed(self, texts: Sequence[str], *, kind: Kind) -> np.ndarray:
         as_base64, with_dimensions = self._base64, self._send_dimensions
         status, headers, raw = await self._post(texts)
@@ -72,7 +77,10 @@ class OpenAIProvider:
                 return await self.embed(texts, kind=kind)
             raise error
         try:
-            return answers.vectors(raw, count=len(texts), dimensions=self._dimensions, secret=self._secret)
+            found = answers.vectors(raw, count=len(texts), dimensions=self._dimensions, secret=self._secret)
+            if found.tokens is not None:
+                self._tokens = (self._tokens or 0) + found.tokens
+            return found.matrix
         except ProviderSuspect as e:
             if e.what == "dimensions" and self._unknown and not with_dimensions:
                 self._send_dimensions = True  # it gives another size by itself: ask for the wanted one from now on

@@ -43,6 +43,10 @@ class Provider(Protocol):
     @property
     def limits(self) -> Limits: ...
 
+    @property
+    def tokens(self) -> int | None:
+        """As its answers have counted them so far; None when they do not tell."""
+
     async def embed(self, texts: Sequence[str], *, kind: Kind) -> np.ndarray:
         """(n, dims) float32, rows in the order of the texts, all finite. `texts` is never empty, nor is any of them.
 

@@ -68,6 +68,10 @@ class StaticProvider:
     def limits(self) -> Limits:
         return self._limits
 
+    @property
+    def tokens(self) -> None:
+        return None
+
     async def embed(self, texts: Sequence[str], *, kind: Kind) -> np.ndarray:
         return await asyncio.get_running_loop().run_in_executor(_THREAD, self._encode, texts)
 

@@ -26,6 +26,7 @@ _TEXT = "A lamp of brushed steel with a long arm, made for reading in bed and fo
 
 class _Instant:
     limits = Limits(max_items=512, max_in_flight=4)
+    tokens = None
 
     def __init__(self, dimensions: int) -> None:
         self._matrix = np.random.default_rng(1).standard_normal((512, dimensions)).astype("<f4")

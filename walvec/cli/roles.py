@@ -24,7 +24,9 @@ from walvec.contracts.errors import (
     WalvecError,
 )
 from walvec.definitions.ports import Control
+from walvec.runtime import retry
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
+from walvec.runtime.endpoint import Endpoint
 from walvec.runtime.lifecycle import pause, settle_memory
 from walvec.runtime.secret_files import secret_key
 from walvec.runtime.settings import DatabaseSettings, Settings
@@ -51,16 +53,27 @@ T = TypeVar("T")
 
 
 async def run_role(role: str, settings: Settings, stop: asyncio.Event) -> None:
-    """Runs until `stop`. Raises ConfigError for settings that no waiting mends, and LogDamaged."""
+    """Runs until `stop`. Raises ConfigError for settings that no waiting mends, and LogDamaged.
+
+    Its metrics and its health are served from the first moment, also while it waits for what is away.
+    """
+    endpoint = Endpoint(role, settings.metrics)
 
     async def once() -> None:
         async with AsyncExitStack() as stack:
-            await _run_once(role, with_embedded(settings), stop, stack)
+            await _run_once(role, with_embedded(settings), stop, stack, endpoint)
 
-    await patiently(role, once, stop)
+    serving = asyncio.create_task(endpoint.run())
+    try:
+        await patiently(role, once, stop, waits=endpoint.health.waits)
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
 
 
-async def _run_once(role: str, settings: Settings, stop: asyncio.Event, stack: AsyncExitStack) -> None:
+async def _run_once(
+    role: str, settings: Settings, stop: asyncio.Event, stack: AsyncExitStack, endpoint: Endpoint
+) -> None:
     service = importlib.import_module(ROLES[role])
     control = await open_control(settings)
     stack.push_async_callback(control.close)
@@ -73,8 +86,10 @@ async def _run_once(role: str, settings: Settings, stop: asyncio.Event, stack: A
     logger.info("role starts", extra={"action": "start"})
     ended = asyncio.Event()
     watch = asyncio.create_task(_until_broken(log, stop, ended))
+    questions = {"control_database": control.definitions.snapshot, "log": log.identity}
     try:
-        await service.run(settings, ended, control=control, log=log, **adapters)
+        with endpoint.health.asks(questions):
+            await service.run(settings, ended, control=control, log=log, metrics=endpoint.metrics, **adapters)
         if watch.done() and (error := watch.result()) is not None:
             raise error
     finally:
@@ -149,8 +164,15 @@ def with_embedded(settings: Settings) -> Settings:
     )
 
 
-async def patiently(what: str, attempt: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
-    """Attempts again, with back-off, as long as something cannot be reached and nobody says stop."""
+async def patiently(
+    what: str,
+    attempt: Callable[[], Awaitable[None]],
+    stop: asyncio.Event,
+    *,
+    waits: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Attempts again, with back-off, as long as something cannot be reached and nobody says stop; `waits` is told what
+    is waited for."""
     seconds = 0.2
     loop = asyncio.get_running_loop()
     while not stop.is_set():
@@ -159,20 +181,22 @@ async def patiently(what: str, attempt: Callable[[], Awaitable[None]], stop: asy
             await attempt()
             return
         except UNAVAILABLE as error:
-            _report(what, error, seconds)
+            _report(what, error, seconds, waits)
         except BaseExceptionGroup as group:  # a task group that has met an outage
             outages, rest = group.split(UNAVAILABLE)
             if rest is not None or outages is None:
                 raise
-            _report(what, outages.exceptions[0], seconds)
+            _report(what, outages.exceptions[0], seconds, waits)
         if loop.time() - began > _MAX_PAUSE_SECONDS:
             seconds = 0.2
         await pause(stop, seconds * random.uniform(0.7, 1.3))
         seconds = min(seconds * 2, _MAX_PAUSE_SECONDS)
 
 
-def _report(what: str, error: BaseException, seconds: float) -> None:
+def _report(what: str, error: BaseException, seconds: float, waits: Callable[[str], None]) -> None:
     kind = error.kind if isinstance(error, WalvecError) else type(error).__name__
+    retry.waits[kind] += 1
+    waits(str(error))
     logger.warning(
         "something cannot be reached, waiting",
         extra={

@@ -66,6 +66,7 @@ class Supervisor:
         with signals(self._stop):
             try:
                 await self._wait_for_port()
+                metrics_port("api", self._settings)  # refused before anything is started
                 secret_key(self._settings)  # made once, before four roles ask for it
                 if self._rebackfill:
                     await asyncio.to_thread(apply_definitions.set_damaged_log_aside, self._settings)
@@ -143,6 +144,8 @@ class Supervisor:
             "WALVEC_DATA_DIR": str(self._settings.data_dir),
             "WALVEC_API__PORT": str(self._settings.api.port),
         }
+        if (port := metrics_port(role, self._settings)) is not None:
+            environment["WALVEC_METRICS__PORT"] = str(port)
         # a session of its own: Ctrl-C reaches the supervisor alone, which ends the roles in order
         child = await asyncio.create_subprocess_exec(
             *command, env=environment, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
@@ -163,8 +166,12 @@ class Supervisor:
         fresh.replace(path)
 
     async def _run_task(self, role: str) -> int:
+        port = metrics_port(role, self._settings)
+        settings = self._settings.model_copy(
+            update={"metrics": self._settings.metrics.model_copy(update={"port": port})}
+        )
         try:
-            await roles.run_role(role, self._settings, self._stop)
+            await roles.run_role(role, settings, self._stop)
         except ConfigError as error:
             typer.echo(f"walvec {role}: {error}", err=True)
             return roles.EXIT_CONFIG
@@ -264,6 +271,20 @@ class Supervisor:
             "",
         ]
         return "\n".join(lines)
+
+
+def metrics_port(role: str, settings: Settings) -> int | None:
+    """Of a role under `walvec up`: the four share one setting, and take it and the three ports after it."""
+    first = settings.metrics.port
+    if not first:
+        return first
+    port = first + list(roles.ROLES).index(role)
+    if port > 65535:
+        raise ConfigError(
+            f"There is no port {port} for the metrics of {role}.",
+            "Under walvec up, WALVEC_METRICS__PORT is the first of four: set it to 65532 or less.",
+        )
+    return port
 
 
 def role_pids(data_dir: Path) -> dict[str, int]:

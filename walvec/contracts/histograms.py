@@ -31,9 +31,9 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def add_all(self, values: Sequence[float]) -> None:
-        """A batch at once."""
-        found = np.asarray(values, dtype=np.float64)
+    def add_all(self, values: Sequence[float], *, unit: float = 1.0) -> None:
+        """A batch at once, each value times `unit`."""
+        found = np.asarray(values, dtype=np.float64) * unit
         places = np.bincount(np.searchsorted(self.bounds, found), minlength=len(self.counts))
         for place in np.flatnonzero(places):
             self.counts[place] += int(places[place])

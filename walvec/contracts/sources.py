@@ -64,3 +64,13 @@ class RowsRead:
 
     rows: Mapping[bytes, ReadRow]
     snapshot: XidSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class SlotView:
+    """A replication slot as the source sees it. `status`: its wal_status, or "missing"; sizes in bytes."""
+
+    status: str = "missing"
+    active: bool = False
+    retained: float = 0.0
+    unconfirmed: float = 0.0

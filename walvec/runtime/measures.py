@@ -226,7 +226,7 @@ TOKENS_ESTIMATED = _counter(
 TOKENS = _counter(
     "walvec_provider_tokens_total",
     "embedder",
-    "provider model",
+    "provider model dimensions",
     "Tokens as the provider's answers count them; no series for providers that do not tell.",
 )
 # Why are requests sent again?
@@ -241,24 +241,32 @@ PROVIDER_RETRIES = _counter(
 PROVIDER_REQUEST = _histogram(
     "walvec_provider_request_seconds",
     "embedder",
-    "provider model outcome",
+    "provider model dimensions outcome",
     "Duration of requests to the provider, by outcome: ok, wait, stop, input, answer.",
 )
 # Are requests filled?
-PROVIDER_TEXTS = _histogram("walvec_provider_request_texts", "embedder", "provider model", "Texts per request.")
+PROVIDER_TEXTS = _histogram(
+    "walvec_provider_request_texts", "embedder", "provider model dimensions", "Texts per request."
+)
 # Is the provider's limit of concurrent requests used?
 PROVIDER_IN_FLIGHT = _gauge(
-    "walvec_provider_in_flight_requests", "embedder", "provider model", "Requests that wait for an answer now."
+    "walvec_provider_in_flight_requests",
+    "embedder",
+    "provider model dimensions",
+    "Requests that wait for an answer now.",
 )
 # How many texts wait for the provider?
 PROVIDER_QUEUED = _gauge(
-    "walvec_provider_queued_texts", "embedder", "provider model", "Texts that are wanted and not answered yet."
+    "walvec_provider_queued_texts",
+    "embedder",
+    "provider model dimensions",
+    "Texts that are wanted and not answered yet.",
 )
 # Does the provider refuse until a person acts?
 PROVIDER_STOPPED = _gauge(
     "walvec_provider_stopped",
     "embedder",
-    "provider model",
+    "provider model dimensions",
     "1 while the provider says stop (key, bill, model); it is asked again at most 60 s apart.",
 )
 

@@ -7,8 +7,9 @@ Next: `walvec.runtime.endpoint` serves it.
 
 from __future__ import annotations
 
+import asyncio
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -24,23 +25,33 @@ from walvec.runtime.measures import Metric, Sample
 
 
 class Metrics:
-    """One role's. `source(…)`: who is asked for samples at each scrape."""
+    """One role's."""
 
     def __init__(self, role: str) -> None:
         self.role = role
         self._sources: list[Callable[[], Iterable[Sample]]] = []
+        self._looks: list[Callable[[], Awaitable[None]]] = []
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Exposition(self))
         ProcessCollector(registry=self._registry)
 
     @contextmanager
-    def source(self, samples: Callable[[], Iterable[Sample]]) -> Iterator[None]:
-        """Asks `samples` as long as the block lasts."""
+    def source(
+        self, samples: Callable[[], Iterable[Sample]], look: Callable[[], Awaitable[None]] | None = None
+    ) -> Iterator[None]:
+        """Asks `samples` at each scrape as long as the block lasts; `look` is awaited before."""
+        looks = [look] if look is not None else []
         self._sources.append(samples)
+        self._looks += looks
         try:
             yield
         finally:
             self._sources.remove(samples)
+            for each in looks:
+                self._looks.remove(each)
+
+    async def look(self) -> None:
+        await asyncio.gather(*(look() for look in self._looks))
 
     def samples(self) -> Iterator[Sample]:
         yield measures.BUILD_INFO.of(1, self.role, __version__, platform.python_version())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -13,6 +14,9 @@ from walvec.contracts.errors import WalvecError
 _log = logging.getLogger(__name__)
 _LONGEST = 5.0
 T = TypeVar("T")
+
+waits: Counter[str] = Counter()
+"""How often this process has waited for something that was away, by kind of error: what the metrics tell."""
 
 
 async def persistently(
@@ -24,6 +28,7 @@ async def persistently(
         try:
             return await call()
         except errors as e:
+            waits[e.kind] += 1
             level = logging.WARNING if pause > 1 else logging.DEBUG
             _log.log(
                 level,

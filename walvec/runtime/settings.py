@@ -118,7 +118,9 @@ class ApiSettings(Section):
 
 
 class MetricsSettings(Section):
-    port: int | None = None
+    port: int | None = Field(None, ge=0, le=65535)
+    """Of /metrics and /health; None opens none. Under `walvec up` cdc has it, and each other role the next one."""
+    host: str = "127.0.0.1"
 
 
 class CdcSettings(Section):
@@ -177,7 +179,7 @@ class Settings(BaseSettings):
     log: LogSettings = Field(default_factory=lambda: LogSettings.model_validate({}))
     kafka: KafkaSettings = Field(default_factory=lambda: KafkaSettings.model_validate({}))
     api: ApiSettings = Field(default_factory=lambda: ApiSettings.model_validate({}))
-    metrics: MetricsSettings = MetricsSettings()
+    metrics: MetricsSettings = Field(default_factory=lambda: MetricsSettings.model_validate({}))
     cdc: CdcSettings = Field(default_factory=lambda: CdcSettings.model_validate({}))
     embedder: EmbedderSettings = Field(default_factory=lambda: EmbedderSettings.model_validate({}))
     sink: SinkSettings = Field(default_factory=lambda: SinkSettings.model_validate({}))
