@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from walvec.contracts.errors import NotFound
@@ -18,16 +20,18 @@ class Lag:
 async def lag_of(log: Log, topic: str, group: str) -> Lag:
     """Zero for a topic that is not made yet."""
     try:
-        ends = await log.end_offsets(topic)
-        done = await log.committed(topic, group)
+        ends, done = await asyncio.gather(log.end_offsets(topic), log.committed(topic, group))
     except NotFound:
         return Lag(0, 0.0)
+    return await lag_between(log, topic, done, ends)
+
+
+async def lag_between(log: Log, topic: str, done: Mapping[int, int], ends: Mapping[int, int]) -> Lag:
+    """`done`: committed offsets by partition; a partition that is caught up costs nothing, the others are asked side
+    by side."""
     behind = {p: end - done.get(p, 0) for p, end in ends.items() if end > done.get(p, 0)}
-    oldest: int | None = None
-    for partition in behind:
-        appended = await appended_at(log, topic, partition, done.get(partition, 0))
-        if appended is not None and (oldest is None or appended < oldest):
-            oldest = appended
+    appended = await asyncio.gather(*(appended_at(log, topic, p, done.get(p, 0)) for p in behind))
+    oldest = min((ms for ms in appended if ms is not None), default=None)
     seconds = max(0.0, time.time() - oldest / 1000) if oldest is not None else 0.0
     return Lag(sum(behind.values()), round(seconds, 3))
 

@@ -1,19 +1,27 @@
-"""`/v1/topics` and `…/tail`: what is in the log, on either transport. Next: `tail`."""
+"""`/v1/topics`, `…/tail` and `…/replay`: what is in the log, on either transport. Next: `tail`, `replay`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Annotated, Literal
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import StreamingResponse
 
 from api.drain import pace
+from api.lag import lag_between
+from api.problems import Problem, invalid
+from api.replay import replay
 from api.responses import Json, dump, iso
+from api.schemas import ReplayFrom
 from api.services import Services, Use
 from api.tail import has_key, start_offsets, tail
+from walvec.contracts.errors import NotFound, WalvecError
+from walvec.definitions.model import VectorTable
+from walvec.transport.ports import Log
 from walvec.transport.records import (
+    TopicStats,
     changes_topic,
     dead_topic,
     embedder_group,
@@ -24,40 +32,53 @@ from walvec.transport.records import (
 router = APIRouter(prefix="/v1", tags=["log"])
 Topic = Literal["changes", "vectors", "dead"]
 _NAMES = {"changes": changes_topic, "vectors": vectors_topic, "dead": dead_topic}
+_GROUPS = {"changes": embedder_group, "vectors": sink_group}
+_AT_ONCE = 16
+NDJSON = "application/x-ndjson"
 
 
 @router.get("/topics")
 async def topics(services: Use) -> Json:
-    snapshot = await services.snapshot()
+    """All topics of the log, those of no table too. Groups are asked side by side, a few at a time."""
+    snapshot, found = await asyncio.gather(services.snapshot(), services.log.topics())
     owners = {_NAMES[kind](t.storage_name): (t, kind) for t in snapshot.vector_tables.values() for kind in _NAMES}
-    found = []
-    for stats in sorted(await services.log.topics(), key=lambda s: s.topic):
-        owner = owners.get(stats.topic)
-        group = None
-        if owner is not None:
-            makers = {"changes": embedder_group, "vectors": sink_group}
-            maker = makers.get(owner[1])
-            group = maker(owner[0].storage_name) if maker else None
-        committed = await services.log.committed(stats.topic, group) if group else {}
-        records = sum(end - stats.start_offsets.get(p, 0) for p, end in stats.end_offsets.items())
-        lag = sum(max(0, end - committed.get(p, 0)) for p, end in stats.end_offsets.items()) if group else None
-        found.append(
-            {
-                "topic": stats.topic,
-                "vector_table": owner[0].name if owner else None,
-                "kind": owner[1] if owner else None,
-                "partitions": stats.partitions,
-                "records": records,
-                "start_offsets": stats.start_offsets,
-                "end_offsets": stats.end_offsets,
-                "group": group,
-                "committed": committed,
-                "lag": lag,
-                "bytes": stats.bytes,
-                "oldest": iso(stats.oldest_ms),
-            }
-        )
-    return Json({"topics": found})
+    turn = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(stats: TopicStats) -> dict[str, Any]:
+        async with turn:
+            return await _described(services.log, stats, owners.get(stats.topic))
+
+    return Json({"topics": await asyncio.gather(*(one(s) for s in sorted(found, key=lambda s: s.topic)))})
+
+
+async def _described(log: Log, stats: TopicStats, owner: tuple[VectorTable, str] | None) -> dict[str, Any]:
+    table, kind = owner or (None, None)
+    maker = _GROUPS.get(kind or "")
+    group = maker(table.storage_name) if table is not None and maker is not None else None
+    committed: Mapping[int, int] = {}
+    lag = None
+    if group is not None:
+        try:
+            committed = await log.committed(stats.topic, group)
+            lag = await lag_between(log, stats.topic, committed, stats.end_offsets)
+        except NotFound:  # removed since the list was made
+            group = None
+    return {
+        "topic": stats.topic,
+        "vector_table": table.name if table is not None else None,
+        "kind": kind,
+        "partitions": stats.partitions,
+        "records": sum(end - stats.start_offsets.get(p, 0) for p, end in stats.end_offsets.items()),
+        "start_offsets": stats.start_offsets,
+        "end_offsets": stats.end_offsets,
+        "group": group,
+        "committed": committed,
+        "lag": lag.changes if lag is not None else None,
+        "lag_seconds": lag.seconds if lag is not None else None,
+        "bytes": stats.bytes,
+        "oldest": iso(stats.oldest_ms),
+        "differences": list(stats.differences),
+    }
 
 
 @router.get("/vector-tables/{table_id}/tail")
@@ -69,21 +90,55 @@ async def tailed(
     start: Annotated[str | None, Query(alias="from")] = None,
     follow: bool = False,
     key: str | None = None,
+    partition: Annotated[int | None, Query(ge=0)] = None,
 ) -> StreamingResponse:
     """One JSON object per line. Default start: `latest` when following, else `earliest`."""
     table = await services.table(table_id)
     name = _NAMES[topic](table.storage_name)
     offsets = await start_offsets(services.log, name, start or ("latest" if follow else "earliest"))
-    lines = _lines(services, request, name, offsets, follow=follow, key=key)
-    return StreamingResponse(lines, media_type="application/x-ndjson")
+    if partition is not None:
+        if offsets and partition not in offsets:
+            raise invalid(f"{name} has no partition {partition}.", f"It has 0 to {max(offsets)}.")
+        offsets = {p: offset for p, offset in offsets.items() if p == partition}
+    only = None if partition is None else frozenset({partition})
+    lines = _lines(services, request, name, offsets, only=only, follow=follow, key=key)
+    return StreamingResponse(lines, media_type=NDJSON)
+
+
+@router.post("/vector-tables/{table_id}/replay")
+async def replayed(table_id: str, services: Use, body: ReplayFrom) -> StreamingResponse:
+    """Appends what `.changes` holds from a place on once more. One JSON object per line with the count so far; the last
+    one has `done`. Whoever hangs up ends it, and may ask again: the guard makes it harmless."""
+    table = await services.table(table_id)
+    name = changes_topic(table.storage_name)
+    starts = await start_offsets(services.log, name, body.start)
+    return StreamingResponse(_replayed(services, name, starts), media_type=NDJSON)
+
+
+async def _replayed(services: Services, topic: str, starts: Mapping[int, int]) -> AsyncIterator[bytes]:
+    try:
+        async for progress in replay(services.log, topic, starts):
+            if services.stop.is_set():
+                raise Problem(503, "shutting_down", "walvec's API is ending.", "Ask again when it is back.")
+            yield dump(progress) + b"\n"
+    except WalvecError as e:  # too late for a status: the stream has begun
+        code = e.code if isinstance(e, Problem) else e.kind
+        yield dump({"error": {"code": code, "message": e.message, "resolution": e.cure}}) + b"\n"
 
 
 async def _lines(
-    services: Services, request: Request, topic: str, offsets: dict[int, int], *, follow: bool, key: str | None
+    services: Services,
+    request: Request,
+    topic: str,
+    offsets: dict[int, int],
+    *,
+    only: frozenset[int] | None,
+    follow: bool,
+    key: str | None,
 ) -> AsyncIterator[bytes]:
     count = 0
     while True:
-        async for record in tail(services.log, topic, offsets):
+        async for record in tail(services.log, topic, offsets, only):
             if key is None or has_key(record, key):
                 yield dump(record) + b"\n"
             count += 1

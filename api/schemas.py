@@ -95,6 +95,12 @@ class VerifyRequest(Body):
     timeout: float = Field(300, ge=0, le=86_400, allow_inf_nan=False)
 
 
+class ReplayFrom(Body):
+    """A place in `.changes`: earliest, an age (10m) or an offset."""
+
+    start: Annotated[Text, Field(alias="from", min_length=1)]
+
+
 class Replay(Body):
     """None = all open letters."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 import time
@@ -40,7 +41,8 @@ async def start_offsets(log: Log, topic: str, start: str) -> dict[int, int]:
         )
     since = (time.time() - int(age[1]) * _UNITS[age[2]]) * 1000
     first = await _kept(log, topic, ends)
-    return {p: await _seek(log, topic, p, first[p], end, since) for p, end in ends.items()}
+    found = await asyncio.gather(*(_seek(log, topic, p, first[p], end, since) for p, end in ends.items()))
+    return dict(zip(ends, found, strict=True))
 
 
 async def _kept(log: Log, topic: str, ends: Mapping[int, int]) -> dict[int, int]:
@@ -62,14 +64,21 @@ async def _seek(log: Log, topic: str, partition: int, low: int, high: int, since
     return low
 
 
-async def tail(log: Log, topic: str, offsets: dict[int, int]) -> AsyncIterator[dict[str, Any]]:
-    """From `offsets`, which move on with what was read, to the ends as of the call; partitions merged by time."""
+async def tail(
+    log: Log, topic: str, offsets: dict[int, int], only: frozenset[int] | None = None
+) -> AsyncIterator[dict[str, Any]]:
+    """From `offsets`, which move on with what was read, to the ends as of the call; partitions merged by time.
+
+    `only`: these partitions; None = all, those that are made later too.
+    """
     try:
         ends = await log.end_offsets(topic)
     except NotFound:
         return
     heads: dict[int, tuple[StoredRecord, AsyncIterator[StoredRecord]]] = {}
     for partition, end in ends.items():
+        if only is not None and partition not in only:
+            continue
         start = offsets.setdefault(partition, 0)
         if start < end:
             records = log.read(topic, partition, start, end)
@@ -100,6 +109,7 @@ def readable(topic: str, partition: int, record: StoredRecord) -> dict[str, Any]
         "partition": partition,
         "offset": record.offset,
         "timestamp_ms": record.timestamp_ms,
+        "headers": {name: value.decode("utf-8", "replace") for name, value in record.headers},
         "key": _json(record.key),
         "value": _json(record.value),
     }
@@ -121,9 +131,9 @@ def _json(data: bytes | None) -> Any:
 def has_key(record: Mapping[str, Any], wanted: str) -> bool:
     """`wanted`: the key's JSON, or the plain value of a single key column."""
     key = record["key"]
-    if isinstance(key, dict) and len(key) == 1 and str(next(iter(key.values()))) == wanted:
-        return True
+    only = next(iter(key.values())) if isinstance(key, dict) and len(key) == 1 else key
     try:
-        return bool(key == orjson.loads(wanted))
+        value = orjson.loads(wanted)
     except orjson.JSONDecodeError:
-        return bool(key == wanted)
+        value = wanted
+    return str(only) == wanted or any(one == value and type(one) is type(value) for one in (key, only))

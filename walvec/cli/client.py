@@ -136,15 +136,18 @@ class Client:
             Event().wait(0.2)
 
     @contextmanager
-    def lines(self, path: str, **params: Any) -> Iterator[Iterator[Any]]:
-        """A stream of JSON objects, one per line."""
+    def lines(
+        self, path: str, *, method: str = "GET", body: Mapping[str, Any] | None = None, **params: Any
+    ) -> Iterator[Iterator[Any]]:
+        """A stream of JSON objects, one per line. Raises Refused, also where the stream ends in an error."""
         wanted = {k: v for k, v in params.items() if v is not None}
+        patience = httpx.Timeout(None, connect=5)
         try:
-            with self._http.stream("GET", path, params=wanted, timeout=httpx.Timeout(None, connect=5)) as answer:
+            with self._http.stream(method, path, params=wanted, json=body, timeout=patience) as answer:
                 if answer.status_code >= 400:
                     answer.read()
                     self._read(answer)
-                yield (json.loads(line) for line in answer.iter_lines() if line)
+                yield (_whole(json.loads(line)) for line in answer.iter_lines() if line)
         except (httpx.ConnectError, httpx.ConnectTimeout) as e:
             raise self._unreachable() from e
         except httpx.HTTPError as e:
@@ -176,3 +179,9 @@ class Client:
         if answer.status_code >= 400:
             raise Refused(answer.status_code, body if isinstance(body, dict) else {})
         return body
+
+
+def _whole(line: Any) -> Any:
+    if isinstance(line, dict) and set(line) == {"error"}:
+        raise Refused(200, line)
+    return line

@@ -38,7 +38,7 @@ dead = typer.Typer(help="Dead letters: changes that could not be processed.", no
 def register(app: typer.Typer) -> None:
     """Adds all commands of this module."""
     asked: list[Callable[..., None]] = [
-        apply, status, backfill, pause, resume, search, drain, verify, topics, tail, doctor,
+        apply, status, backfill, pause, resume, search, drain, verify, topics, tail, replay, doctor,
     ]  # fmt: skip
     for command in asked:
         app.command()(command)
@@ -244,7 +244,7 @@ def dead_drop(table: TableName, ids: Ids = None, url: Url = None, as_json: AsJso
 
 
 def topics(url: Url = None, as_json: AsJson = False) -> None:
-    """The log: topics, records, lag, size."""
+    """The log: topics, partitions, records, lag in changes and seconds, size, oldest record, settings that differ."""
     with _answering(as_json, url) as client:
         found = client.get("/v1/topics")
         _show(found, lambda: render.topics(found["topics"]), as_json)
@@ -258,16 +258,38 @@ def tail(
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with what comes, until Ctrl-C.")] = False,
     key: Annotated[str | None, typer.Option("--key", help="Only this key: its value, or its JSON object.")] = None,
+    partition: Annotated[int | None, typer.Option("--partition", min=0, help="Only this partition.")] = None,
+    headers: Annotated[bool, typer.Option("--headers", help="Headers too, under each record.")] = False,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Records of the log, readable; with --json one object per line."""
+    """Records of the log, readable; with --json whole, one object per line."""
     if topic not in ("changes", "vectors", "dead"):
         raise typer.BadParameter("is one of changes, vectors, dead", param_hint="TOPIC")
-    params: dict[str, Any] = {"topic": topic, "from": start, "follow": follow, "key": key}
+    params: dict[str, Any] = {"topic": topic, "from": start, "follow": follow, "key": key, "partition": partition}
     with _answering(as_json, url) as client, client.lines(f"{_table(table)}/tail", **params) as records:
         for record in records:
-            typer.echo(json.dumps(record, ensure_ascii=False) if as_json else render.record(record))
+            typer.echo(json.dumps(record, ensure_ascii=False) if as_json else render.record(record, headers=headers))
+
+
+def replay(
+    table: TableName,
+    start: Annotated[str, typer.Option("--from", help="earliest, an age like 10m, or an offset.")],
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Append the changes that the log keeps from a place on once more; what the store has already is left alone."""
+    done: dict[str, Any] = {}
+    with (
+        _answering(as_json, url) as client,
+        client.lines(f"{_table(table)}/replay", method="POST", body={"from": start}) as lines,
+        render.counting(f"replaying {table}", shown=not as_json and sys.stdout.isatty()) as count,
+    ):
+        for done in lines:
+            count(done["replayed"], done["of"])
+        if not done.get("done"):
+            raise Unreachable("the API ended before the replay did.", "Ask again: what was replayed twice is harmless.")
+    _show(done, lambda: render.replayed(table, done), as_json)
 
 
 def doctor(

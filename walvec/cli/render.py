@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from walvec.contracts.position import Position
 
 _STATES = {
     "synced": "green",
@@ -23,6 +27,7 @@ _STATES = {
     "blocked": "red",
     "error": "red",
 }
+_EXCERPT = 200
 _ACTIONS = {"created": "green", "changed": "yellow", "removed": "red", "unchanged": "dim"}
 
 
@@ -183,30 +188,87 @@ def topics(found: Sequence[Mapping[str, Any]]) -> RenderableType:
     if not found:
         return Text("no topics yet", style="dim")
     out = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("topic", "vector table", "partitions", "records", "lag", "size", "oldest"):
-        out.add_column(head, justify="right" if head in ("partitions", "records", "lag", "size") else "left")
+    for head in ("topic", "vector table", "partitions", "records", "lag", "behind", "size", "oldest"):
+        out.add_column(head, justify="left" if head in ("topic", "vector table", "oldest") else "right")
     for t in found:
-        lag = "" if t["lag"] is None else number(t["lag"])
-        row = (str(t["partitions"]), number(t["records"]), lag, size(t["bytes"]), t["oldest"] or "")
+        lag = ("", "") if t["lag"] is None else (number(t["lag"]), seconds(t["lag_seconds"]))
+        row = (str(t["partitions"]), number(t["records"]), *lag, size(t["bytes"]), t["oldest"] or "")
         out.add_row(escape(t["topic"]), escape(t["vector_table"] or ""), *row)
-    return out
+    parts: list[RenderableType] = [out]
+    parts += [Text(f"{t['topic']}: {what}", style="yellow") for t in found for what in t["differences"]]
+    return Group(*parts)
 
 
-def record(found: Mapping[str, Any]) -> str:
-    """A record of the log in one line."""
-    at = datetime.fromtimestamp(found["timestamp_ms"] / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
+def record(found: Mapping[str, Any], *, headers: bool = False) -> str:
+    """A record of the log: time, partition:offset, op, key, position, then the text or the reason; all other values
+    are in --json."""
+    at = datetime.fromtimestamp(found["timestamp_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
     value = found["value"]
-    op = value.get("op", value.get("kind", "")) if isinstance(value, dict) else ""
-    shown = json.dumps(_without_vectors(value), ensure_ascii=False)
-    return f"{at} {found['partition']}:{found['offset']} {op:<8} {key_text(found['key'])} {cut(shown, 400)}"
+    line = f"{at} {found['partition']}:{found['offset']} "
+    if not isinstance(value, dict):
+        return line + f"{'?':<8} {key_text(found['key'])} {cut(_line(value), _EXCERPT)}"
+    own = value.get("walvec")
+    block: Mapping[str, Any] = own if isinstance(own, dict) else value
+    marks = [f"generation {block['generation']}"] if block.get("generation") else []
+    marks += ["forced"] if block.get("force") else []
+    marks += [f"unchanged {', '.join(map(str, block['unchanged']))}"] if block.get("unchanged") else []
+    shown = f" ({'; '.join(marks)})" if marks else ""
+    line += f"{_line(value.get('op', value.get('kind', '?'))):<8} {key_text(found['key'])} {_position(block)}{shown}"
+    line = f"{line} {cut(_line(_excerpt(value, block)), _EXCERPT)}".rstrip()
+    if headers:
+        line += "".join(f"\n    {name}: {text}" for name, text in found["headers"].items())
+    return line
 
 
-def _without_vectors(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: "…" if k == "vector" else _without_vectors(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_without_vectors(v) for v in value]
-    return value
+def _position(block: Mapping[str, Any]) -> str:
+    found = block.get("position")
+    if isinstance(found, list) and len(found) == 3 and all(isinstance(n, int) for n in found):
+        return str(Position(*found))
+    return "?"
+
+
+def _excerpt(value: Mapping[str, Any], block: Mapping[str, Any]) -> Any:
+    """What a person looks for first: the text, the row, the reason."""
+    if "reason" in value:
+        return f"{value.get('attempts')} attempts: {value['reason']}"
+    if block.get("text") is not None:
+        return block["text"]
+    chunks = value.get("chunks")
+    if isinstance(chunks, list):
+        return " | ".join(str(c.get("text")) for c in chunks if isinstance(c, dict))
+    for row in (value.get("after"), value.get("before")):
+        if isinstance(row, dict):
+            return ", ".join(f"{name}={_plain(v)}" for name, v in row.items())
+    return "" if "position" in block else value
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _line(value: Any) -> str:
+    """One line; what would steer a terminal is shown, not sent."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(_plain(value).split()))
+
+
+def replayed(table: str, found: Mapping[str, Any]) -> str:
+    if not found["replayed"]:
+        return f"{table}: the log keeps no changes from there on"
+    return (
+        f"{table}: {number(found['replayed'])} records appended again, the oldest of {found['oldest']}; "
+        f"`walvec drain {table}` waits until they are worked off"
+    )
+
+
+@contextmanager
+def counting(title: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard output while it is open; call with (done, of)."""
+    if not shown:
+        yield lambda done, of: None
+        return
+    with Progress(TextColumn(title), BarColumn(), MofNCompleteColumn(), transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
 def checks(found: Mapping[str, Any]) -> RenderableType:
