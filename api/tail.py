@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import re
 import time
@@ -11,7 +10,6 @@ from typing import Any
 
 import orjson
 
-from api.lag import appended_at
 from api.problems import invalid
 from walvec.contracts.errors import NotFound
 from walvec.transport.ports import Log
@@ -23,45 +21,22 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 async def start_offsets(log: Log, topic: str, start: str) -> dict[int, int]:
     """`earliest`, `latest`, an age (10m) or an offset, by partition. Raises Problem for anything else."""
-    try:
-        ends = await log.end_offsets(topic)
-    except NotFound:
-        return {}
     age = _AGE.fullmatch(start)
-    if start == "latest":
-        return ends
-    if start == "earliest":
-        return await _kept(log, topic, ends)
-    if start.isdecimal() and len(start) < 19:
-        first = await _kept(log, topic, ends)
-        return {p: max(int(start), first[p]) for p in ends}
-    if age is None:
+    is_offset = start.isdecimal() and len(start) < 19
+    if start not in ("earliest", "latest") and not is_offset and age is None:
         raise invalid(
             f"from: {start[:40]!r} is no place in the log.", "earliest, latest, an age like 10m, or an offset."
         )
-    since = (time.time() - int(age[1]) * _UNITS[age[2]]) * 1000
-    first = await _kept(log, topic, ends)
-    found = await asyncio.gather(*(_seek(log, topic, p, first[p], end, since) for p, end in ends.items()))
-    return dict(zip(ends, found, strict=True))
-
-
-async def _kept(log: Log, topic: str, ends: Mapping[int, int]) -> dict[int, int]:
-    for stats in await log.topics():
-        if stats.topic == topic:
-            return {p: stats.start_offsets.get(p, 0) for p in ends}
-    return dict.fromkeys(ends, 0)
-
-
-async def _seek(log: Log, topic: str, partition: int, low: int, high: int, since_ms: float) -> int:
-    """First offset that was appended at `since_ms` or later; append times do not fall within a partition."""
-    while low < high:
-        middle = (low + high) // 2
-        at = await appended_at(log, topic, partition, middle)
-        if at is None or at >= since_ms:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    try:
+        if start == "latest":
+            return await log.end_offsets(topic)
+        if age is None:
+            first = await log.offsets_at(topic, 0)
+            return {p: max(int(start), offset) for p, offset in first.items()} if is_offset else first
+        since = time.time() - int(age[1]) * _UNITS[age[2]]
+        return await log.offsets_at(topic, max(1, int(since * 1000)))
+    except NotFound:
+        return {}
 
 
 async def tail(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,24 @@ async def test_a_topic_deleted_under_a_waiting_poll_wakes_it(open_log: Open) -> 
     await log.delete_topic(TOPIC)
     with pytest.raises(NotFound):
         await asyncio.wait_for(waiting, 20)
+
+
+async def test_offsets_are_found_by_time(open_log: Open) -> None:
+    log = await open_log()
+    await log.ensure_topic(TOPIC, 3)
+    producer = log.producer()
+    await producer.append(TOPIC, [Record(b"a", b"1", 0), Record(b"a", b"2", 0), Record(b"b", b"3", 1)])
+    first = [r.timestamp_ms async for r in log.read(TOPIC, 0, 0)]
+    assert await log.offsets_at(TOPIC, 0) == {0: 0, 1: 0, 2: 0}
+    assert await log.offsets_at(TOPIC, first[0]) == {0: 0, 1: 0, 2: 0}
+    while time.time() * 1000 <= first[-1] + 1:
+        await log.wait_for_append(0.001)
+    await producer.append(TOPIC, [Record(b"a", b"4", 0)])
+    (later,) = [r.timestamp_ms async for r in log.read(TOPIC, 0, 2)]
+    assert await log.offsets_at(TOPIC, first[-1] + 1) == {0: 2, 1: 1, 2: 0}
+    assert await log.offsets_at(TOPIC, later + 1) == await log.end_offsets(TOPIC) == {0: 3, 1: 1, 2: 0}
+    with pytest.raises(NotFound):
+        await log.offsets_at("nothing", 0)
 
 
 # ---- order and limits

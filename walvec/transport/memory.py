@@ -111,6 +111,12 @@ class MemoryLog:
     async def end_offsets(self, topic: str) -> dict[int, int]:
         return {p: part.end for p, part in enumerate(self.topic(topic).partitions)}
 
+    async def offsets_at(self, topic: str, since_ms: int) -> dict[int, int]:
+        return {
+            p: next((record.offset for record in part.records if record.timestamp_ms >= since_ms), part.end)
+            for p, part in enumerate(self.topic(topic).partitions)
+        }
+
     async def committed(self, topic: str, group: str) -> dict[int, int]:
         return self.topic(topic).committed(group)
 

@@ -83,6 +83,10 @@ class Log(Protocol):
     async def end_offsets(self, topic: str) -> dict[int, int]:
         """By partition, the offset that the next record will get. Raises NotFound."""
 
+    async def offsets_at(self, topic: str, since_ms: int) -> dict[int, int]:
+        """By partition, the first offset that was appended then (milliseconds since 1970) or later, else the end;
+        0 gives the earliest kept ones. Raises NotFound."""
+
     async def committed(self, topic: str, group: str) -> dict[int, int]:
         """By partition; a partition without a commit counts as its earliest kept offset."""
 

@@ -169,6 +169,21 @@ class LocalLog:
 
         return await self.reader.run(work)
 
+    async def offsets_at(self, topic: str, since_ms: int) -> dict[int, int]:
+        """A batch has one time; a partition's batches are looked through, without their data."""
+
+        def work(connection: sqlite3.Connection) -> dict[int, int]:
+            number, _ = schema.topic_id(connection, topic)
+            return dict(
+                connection.execute(
+                    "SELECT partition, coalesce((SELECT min(base) FROM batches b WHERE b.topic = p.topic"
+                    " AND b.partition = p.partition AND b.timestamp_ms >= ?), next) FROM partitions p WHERE topic = ?",
+                    (since_ms, number),
+                )
+            )
+
+        return await self.reader.run(work)
+
     # ---- groups
 
     async def committed(self, topic: str, group: str) -> dict[int, int]:
