@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from walvec.contracts.errors import LogUnavailable, NotFound, PartitionLost
-from walvec.runtime.settings import LogSettings
+from tests.plugins.kafka import KafkaCluster
+from walvec.runtime.settings import KafkaSettings, LogSettings
+from walvec.transport.kafka import KafkaLog
 from walvec.transport.local import LocalLog, log_path
 from walvec.transport.memory import MemoryLog
 from walvec.transport.records import Fetch, Record
@@ -28,7 +30,7 @@ def settings(**values: Any) -> LogSettings:
 
 
 @contextlib.asynccontextmanager
-async def local(folder: Path) -> AsyncIterator[Open]:
+async def local(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[Open]:
     logs: list[LocalLog] = []
 
     async def make(**values: Any) -> LocalLog:
@@ -44,7 +46,7 @@ async def local(folder: Path) -> AsyncIterator[Open]:
 
 
 @contextlib.asynccontextmanager
-async def memory(folder: Path) -> AsyncIterator[Open]:
+async def memory(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[Open]:
     """Every opening is the same log, as every opening of one file is."""
     logs: list[MemoryLog] = []
 
@@ -56,12 +58,41 @@ async def memory(folder: Path) -> AsyncIterator[Open]:
     yield make
 
 
-LOGS = {"local": local, "memory": memory}
+@contextlib.asynccontextmanager
+async def kafka(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[Open]:
+    """Every opening is a client of the session's broker; its topics go when the test ends, and group offsets with them."""
+    cluster: KafkaCluster = request.getfixturevalue("kafka")
+    logs: list[KafkaLog] = []
+
+    async def make() -> KafkaLog:
+        logs.append(
+            KafkaLog(KafkaSettings.model_validate({"bootstrap_servers": cluster.bootstrap_servers, "partitions": 4}))
+        )
+        return logs[-1]
+
+    try:
+        yield make
+    finally:
+        await asyncio.gather(*(log.close() for log in logs))
+        broom = KafkaLog(KafkaSettings.model_validate({"bootstrap_servers": cluster.bootstrap_servers}))
+        for stats in await broom.topics():
+            await broom.delete_topic(stats.topic)
+        await broom.close()
+
+
+LOGS = {"kafka": kafka, "local": local, "memory": memory}
 
 
 @pytest.fixture(params=sorted(LOGS))
 async def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
-    async with LOGS[request.param](tmp_path) as make:
+    async with LOGS[request.param](tmp_path, request) as make:
+        yield make
+
+
+@pytest.fixture(params=["local", "memory"])
+async def open_own_log(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
+    """A log that only walvec reads, and that walvec keeps within its limits (the port says what that means)."""
+    async with LOGS[request.param](tmp_path, request) as make:
         yield make
 
 
@@ -112,8 +143,8 @@ async def test_a_topic_is_made_once(open_log: Open) -> None:
     log = await open_log()
     assert await log.ensure_topic(TOPIC) == 4
     assert await log.ensure_topic(TOPIC, 7) == 4
-    assert await log.ensure_topic("other", 7) == 7
-    assert [stats.topic for stats in await log.topics()] == ["other", TOPIC]
+    assert await log.ensure_topic("walvec.other.dead", 7) == 7
+    assert [stats.topic for stats in await log.topics()] == ["walvec.other.dead", TOPIC]
 
 
 async def test_unknown_topics_are_refused(open_log: Open) -> None:
@@ -559,8 +590,8 @@ async def test_a_wait_ends_by_itself(open_log: Open) -> None:
 # ---- retention and back-pressure
 
 
-async def test_retention_waits_for_every_group(open_log: Open) -> None:
-    log = await open_log(retention_seconds=0)
+async def test_retention_waits_for_every_group(open_own_log: Open) -> None:
+    log = await open_own_log(retention_seconds=0)
     await log.ensure_topic(TOPIC, 1)
     one, two = log.consumer(TOPIC, "one"), log.consumer(TOPIC, "two")
     for start in (0, 5):
@@ -584,8 +615,8 @@ async def test_retention_waits_for_every_group(open_log: Open) -> None:
     assert [record.offset for fetch in await take(one, 1) for record in fetch.records] == [10]
 
 
-async def test_a_topic_without_groups_and_young_records_are_kept(open_log: Open) -> None:
-    log = await open_log(retention_seconds=1000)
+async def test_a_topic_without_groups_and_young_records_are_kept(open_own_log: Open) -> None:
+    log = await open_own_log(retention_seconds=1000)
     await log.ensure_topic("dead", 1)
     await log.ensure_topic(TOPIC, 1)
     await log.producer().append("dead", records(5))
@@ -597,8 +628,8 @@ async def test_a_topic_without_groups_and_young_records_are_kept(open_log: Open)
     assert [stats.start_offsets for stats in await log.topics()] == [{0: 0}, {0: 0}]
 
 
-async def test_a_full_log_holds_patient_producers_until_there_is_room(open_log: Open) -> None:
-    log = await open_log(max_bytes=16 * MEBIBYTE)
+async def test_a_full_log_holds_patient_producers_until_there_is_room(open_own_log: Open) -> None:
+    log = await open_own_log(max_bytes=16 * MEBIBYTE)
     await log.ensure_topic(TOPIC, 1)
     patient, hasty = log.producer(backpressure=True), log.producer()
     noise = [Record(b"", bytes(range(256)) * 4096) for _ in range(2)]

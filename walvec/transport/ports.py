@@ -8,6 +8,8 @@ Contract, held by tests/contract for every implementation:
   `commit` of the old owner raises PartitionLost.
 * Delivery: after a take-over or restart, reading goes on from the last committed offset (0 = earliest kept).
 * A consumer is woken within milliseconds of an append by any process, and costs next to nothing while idle.
+* Retention: a log of walvec's own (local, memory) keeps a record until every group has it, and holds back producers
+  that are patient while it is full. Kafka keeps records for a time, read or not; who is late gets RecordsLost.
 """
 
 from __future__ import annotations
@@ -102,7 +104,8 @@ class Log(Protocol):
     def consumer(self, topic: str, group: str, on_revoke: OnRevoke | None = None) -> Consumer: ...
 
     async def wait_for_append(self, timeout: float) -> None:
-        """Returns soon after any append or commit by any process, or after `timeout` seconds."""
+        """Returns soon after any append or commit by any process, after `timeout` seconds, or earlier for no reason:
+        the caller looks again."""
 
     async def broken(self) -> WalvecError:
         """Returns when the log was found unusable in a way that no waiting mends, with the reason and its cure."""
