@@ -91,8 +91,17 @@ class Admin:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.5)
             found = await self.describe(topic)
-        await self.offsets([(topic, p.id) for p in found.partitions], OffsetSpec.latest())
-        return len(found.partitions)
+        places = [(topic, p.id) for p in found.partitions]
+        while True:
+            try:
+                await self.offsets(places, OffsetSpec.latest())
+                return len(places)
+            except (LogUnavailable, NotFound):
+                # a leader that was just chosen may not know it yet
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.5)
 
     async def _create(self, topic: str, partitions: int) -> None:
         config = self._config(topic)
