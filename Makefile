@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check fmt bench clean
+.PHONY: help setup demo up test kafka check fmt bench clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -22,8 +22,11 @@ demo: $(READY) ## everything embedded: a table, its vectors, searches, a kill an
 up: $(READY) ## walvec on http://127.0.0.1:8080, data in ./.walvec
 	@$(BIN)/walvec up
 
-test: $(READY) ## all tests, on a real PostgreSQL that comes with the installation
+test: $(READY) ## all tests, on a real PostgreSQL that comes with the installation; on a real Kafka where there is Java
 	$(BIN)/pytest -m "not bench" -rs
+
+kafka: $(READY) ## the jars of the tests' Kafka broker and of Debezium, once, into ~/.cache/walvec (needs Java 17, Maven)
+	@$(BIN)/python -m tests.plugins.jars
 
 check: $(READY) ## style, types, import laws, fast tests
 	$(BIN)/ruff check .

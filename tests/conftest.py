@@ -13,4 +13,5 @@ pytest_plugins = [
     "tests.plugins.eventually",
     "tests.plugins.openai_server",
     "tests.plugins.kafka",
+    "tests.plugins.connect",
 ]

@@ -95,3 +95,8 @@ def _fill(pom: Path, found: Path) -> None:
         (made / "jars").rename(found)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    for wanted in ("", "connect", "debezium"):
+        print(folder(wanted))  # noqa: T201

@@ -380,7 +380,7 @@ class KafkaCluster:
 
     def _configure(self) -> None:
         names = ["INTERNAL", "CONTROLLER", *(["CLIENT"] if self.security != "PLAINTEXT" else [])]
-        free = iter(_free_ports(len(names) * self.nodes))
+        free = iter(free_ports(len(names) * self.nodes))
         for broker in self.brokers:
             broker.ports = {name: next(free) for name in names}
         replicas = str(min(3, self.nodes))
@@ -428,7 +428,7 @@ class KafkaCluster:
         return found
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports below the range that outgoing connections use: a stopped node finds its own free again."""
     found: list[int] = []
     while len(found) < count:
