@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MAX_CHUNK_BYTES = 4 * 1024**2
 TARGET_SECONDS = 0.4
+_IDENTITY_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -230,7 +231,12 @@ class Backfill:
     async def _consumed(self, topic: str, group: str, session: int) -> None:
         work = self._work
         ends = await work.log.end_offsets(topic)
+        identity, look_at = await work.log.topic_identity(topic), monotonic() + _IDENTITY_SECONDS
         while await work.behind(topic, group, ends):
+            if monotonic() >= look_at:
+                look_at = monotonic() + _IDENTITY_SECONDS
+                if await work.log.topic_identity(topic) != identity:
+                    raise StreamRestarted(f"topic {topic} was deleted")
             work.table(self._task)
             await self._report("the last rows are on their way to the store")
             await work.log.wait_for_append(1.0)

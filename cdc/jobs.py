@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Iterable
 from typing import Any
 
 from cdc.backfill import Backfill
+from cdc.oversized import FittingProducer
 from cdc.rereads import Reread
 from cdc.session import Sessions
 from cdc.stream import Stream
@@ -145,9 +146,15 @@ class Jobs:
                 job = Backfill(work, task) if task.task_type in _BACKFILLS else Reread(work, task)
                 await job.run()
                 return
-            except (TaskEnded, NotFound) as e:
+            except TaskEnded as e:
                 await self._give_up(task, str(e))
                 return
+            except NotFound as e:
+                if not await self._wanted(task):
+                    await self._give_up(task, str(e))
+                    return
+                extra = {"action": "task_waits", "task": task.id, "reason": e.message}
+                log.warning("a topic was deleted, the task makes it anew", extra=extra)
             except _WAIT_FOR as e:
                 extra = {"action": "task_waits", "task": task.id, "kind": e.kind, "reason": e.message}
                 log.warning("task waits for what is down", extra=extra)
@@ -203,6 +210,17 @@ class Jobs:
         except NotFound:
             return True
         return last
+
+    async def _wanted(self, task: Task) -> bool:
+        """Whether what was not found is something that comes back: the task and its table are still there."""
+        try:
+            now = await self._control.tasks.get(task.id)
+            tables = (await self._control.definitions.snapshot()).vector_tables
+        except NotFound:
+            return False
+        except ControlUnavailable:
+            return True
+        return now.status in ("pending", "running") and task.target_id in tables
 
     async def _give_up(self, task: Task, reason: str) -> None:
         try:

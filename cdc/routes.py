@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from cdc import slots
 from cdc.assembler import Assembler
 from cdc.encoder import Batch, TablePlan
-from cdc.losses import read_again
 from cdc.session import Session
 from cdc.stream import Stream
+from cdc.topics import Topics
 from walvec.contracts.errors import DefinitionError, NotFound, SourceRejected, TableChanged, WalvecError
-from walvec.definitions.making import ensure_topics
 from walvec.definitions.model import Connection, VectorTable
 from walvec.definitions.ports import Control
+from walvec.definitions.rebackfill import read_again
 from walvec.transport.ports import Log
 from walvec.transport.records import changes_topic
 
@@ -45,6 +45,7 @@ class Routes:
         self._connection = connection
         self._control = control
         self._log = transport
+        self._topics = Topics(control, transport)
         self._stream = stream
         self._stopped = stopped
         self._version = version
@@ -153,8 +154,10 @@ class Routes:
         for table_id in list(self._stream.routed):
             self._stream.route(table_id, frozenset())
 
-    async def apply(self, session: Session, tables: Sequence[VectorTable], oids: dict[str, int]) -> None:
-        """Routes the tables that have an oid, drops all others."""
+    async def apply(
+        self, session: Session, tables: Sequence[VectorTable], oids: dict[str, int], *, read_anyway: bool = False
+    ) -> None:
+        """Routes the tables that have an oid, drops all others. `read_anyway`: all of them are read again anyway."""
         assert self._assembler is not None
         began: list[tuple[VectorTable, int]] = []
         for table in tables:
@@ -165,7 +168,7 @@ class Routes:
             if self._plans.get(table.id) != plan or not self._assembler.wants(table.id):
                 topic = changes_topic(table.storage_name)
                 try:
-                    [partitions] = await ensure_topics(table, topic, control=self._control, log=self._log)
+                    partitions = await self._topics.settle(table, read_anyway=read_anyway)
                 except NotFound as e:
                     log.info("table is not routed", extra={"action": "not_routed", "reason": e.message})
                     self._drop(table.id)  # the feed will tell
@@ -186,6 +189,11 @@ class Routes:
                 if self._assembler.wants(table.id):
                     self._stream.route(table.id, frozenset(g.number for g in table.live_generations))
                     log.info("table is routed", extra={"action": "routed", "table": table.name})
+
+    async def check_topics(self) -> None:
+        """Raises TopicGone when a topic that is routed to was deleted."""
+        tables = self._control.feed.current.tables_of(self._connection.id)
+        await self._topics.check(t for t in tables if t.id in self._plans)
 
     async def stop(self, table_id: str, error: WalvecError) -> None:
         """This table stops until a person acts; its changes from here on are read again then."""

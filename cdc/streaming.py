@@ -18,8 +18,8 @@ from typing import Any
 import orjson
 
 from cdc.assembler import Assembler, Fed
-from cdc.pgoutput import LogicalMessage
 from cdc.oversized import FittingProducer
+from cdc.pgoutput import LogicalMessage
 from cdc.progress import Progress
 from cdc.publisher import Publisher
 from cdc.replication import Replication
@@ -44,6 +44,8 @@ _FRAMES, _FRAME_BYTES = 1000, 4 * 1024**2
 _IN_FLIGHT_BYTES, _IN_FLIGHT_BATCHES = 16 * 1024**2, 8
 _EAGER_BATCHES = 2
 _CHECK_SECONDS = 5.0
+_TOPICS_SECONDS = 15.0
+"""How long a topic that somebody deleted may stay unnoticed while nothing is appended to it."""
 _FINISH_SECONDS = 8.0
 
 
@@ -109,7 +111,7 @@ class Streaming:
         """Returns after `stop`, with everything in hand durable and confirmed. Raises what ended the session."""
         self._count()
         self._stream.counts.streaming = True
-        self._stream.counts.heartbeat_at = time.monotonic()
+        self._stream.counts.heartbeat_at = self._stream.counts.feedback_at = time.monotonic()
         steps: list[Coroutine[Any, Any, None]] = [
             self._read(stop),
             self._store(),
@@ -325,9 +327,10 @@ class Streaming:
 
     async def _watch(self) -> None:
         """Follows the definitions, and looks whether the publication is still what it must be (PostgreSQL 18 skips
-        changes of a publication that is gone without an error)."""
+        changes of a publication that is gone without an error), and the topics still those that were routed to."""
         feed = self._control.feed
         seen = feed.current.version
+        topics_at = time.monotonic() + _TOPICS_SECONDS
         while True:
             try:
                 async with asyncio.timeout(_CHECK_SECONDS):
@@ -338,7 +341,11 @@ class Streaming:
             try:
                 oids = await self._routes.publish(self._watch_session, tables, first=False)
                 await self._routes.apply(self._watch_session, self._routes.wanted(tables), oids)
-            except (ControlUnavailable, NotFound) as e:
+            except (ControlUnavailable, LogUnavailable, NotFound) as e:
                 log.warning("definitions not followed yet", extra={"action": "routes_later", "reason": e.message})
                 continue
             await self._took(self._assembler.feed([]))
+            if time.monotonic() >= topics_at:
+                topics_at = time.monotonic() + _TOPICS_SECONDS
+                with suppress(LogUnavailable):  # nothing is known then, and whoever appends says so
+                    await self._routes.check_topics()

@@ -9,7 +9,7 @@ from time import time
 from typing import Any
 
 from cdc.rows import Line, RowShape, record_encoder
-from cdc.session import Sessions
+from cdc.session import Session, Sessions
 from cdc.stream import Stream
 from walvec.contracts.changes import Change, Op
 from walvec.contracts.errors import DecodeError, NotFound
@@ -21,7 +21,7 @@ from walvec.definitions.model import Connection, Generation, Task, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log, Producer
-from walvec.transport.records import Record, changes_topic, embedder_group
+from walvec.transport.records import Record, changes_topic, embedder_group, vectors_topic
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +65,13 @@ class Work:
             raise TaskEnded(f"generation {task.generation} is not kept any more")
         return found
 
-    async def token(self) -> str:
-        """Names the slot, the log and the timeline that a backfill's progress belongs to (rule restart-on-loss)."""
+    async def token(self, table: VectorTable) -> str:
+        """Names the slot, the log, its topics and the timeline that a backfill's progress belongs to (rule
+        restart-on-loss)."""
         found = await self.control.progress.get(self.connection_id)
-        return f"{found.slot_created_lsn}:{found.epoch}:{found.log_identity}"
+        name = table.storage_name
+        topics = [await self.log.topic_identity(topic) for topic in (changes_topic(name), vectors_topic(name))]
+        return ":".join((str(found.slot_created_lsn), str(found.epoch), found.log_identity, *topics))
 
     async def backlog(self, table: VectorTable) -> int:
         """Records of `.changes` that the embedder has not committed."""

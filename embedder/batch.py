@@ -37,6 +37,7 @@ from walvec.contracts.position import ZERO, Position
 from walvec.contracts.sources import RowsRead
 from walvec.contracts.values import key_check
 from walvec.definitions.model import Connection, Generation, VectorTable
+from walvec.definitions.oversized import append_fitting, words
 from walvec.definitions.ports import Control
 from walvec.runtime.retry import persistently
 from walvec.transport.ports import Producer
@@ -373,9 +374,7 @@ class Batch:
 
     async def _remove(self, deletes: Sequence[Delete]) -> None:
         """What follows a letter. Not an output in the sense of `_emit`: the letters in a row go on."""
-        topic = vectors_topic(self._context.table.storage_name)
-        await self._append(topic, [_gone(d) for d in deletes])
-        self._context.usage.written += len(deletes)
+        await self._append_vectors([_gone(d) for d in deletes])
 
     async def _bury(self, letters: Sequence[DeadLetter]) -> None:
         context = self._context
@@ -452,9 +451,52 @@ class Batch:
 
     async def _emit(self, records: list[Record]) -> None:
         if records:
-            await self._append(vectors_topic(self._context.table.storage_name), records)
-            self._context.usage.written += len(records)
-            await self._context.deaths.reset()
+            buried = await self._append_vectors(records)
+            if buried < len(records):
+                await self._context.deaths.reset()
+
+    async def _append_vectors(self, records: Sequence[Record]) -> int:
+        """Returns how many were too large: their letters are durable then, and so is the delete of each key."""
+        topic, buried = vectors_topic(self._context.table.storage_name), 0
+
+        async def instead(large: Sequence[Record], limit: int) -> list[Record | None]:
+            nonlocal buried
+            places, letters = self._too_large(topic, large, limit)
+            buried += len(letters)
+            if letters:
+                await self._bury(letters)
+            return places
+
+        producer = self._context.producer
+        await persistently(lambda: append_fitting(producer, topic, records, instead), LogUnavailable, action="append")
+        self._context.usage.written += len(records)
+        return buried
+
+    def _too_large(
+        self, topic: str, large: Sequence[Record], limit: int
+    ) -> tuple[list[Record | None], list[DeadLetter]]:
+        places: list[Record | None] = []
+        letters: list[DeadLetter] = []
+        for record in large:
+            vector = wire.decode_vector(record.key, record.value)
+            if vector.op == "delete":  # nothing smaller can be said of this key, and no row of it got here
+                _log.error("delete is too large", extra={"action": "too_large", "topic": topic, "limit": limit})
+                places.append(None)
+                continue
+            reason = words(topic, record, limit)
+            letters.append(
+                _letter(
+                    self._context.table,
+                    vector.generation,
+                    vector.key,
+                    "too_large",
+                    reason,
+                    vector.position,
+                    vector.commit_ms,
+                )
+            )
+            places.append(_gone(Delete(vector.key, vector.position, vector.generation, vector.commit_ms)))
+        return places, letters
 
     async def _append(self, topic: str, records: Sequence[Record]) -> None:
         await persistently(lambda: self._context.producer.append(topic, records), LogUnavailable, action="append")

@@ -24,11 +24,13 @@ from walvec.contracts.errors import (
     LogUnavailable,
     NotFound,
     PartitionLost,
+    RecordsLost,
     TableChanged,
 )
 from walvec.definitions.making import ensure_topics
 from walvec.definitions.model import Generation, VectorTable
 from walvec.definitions.ports import Control
+from walvec.definitions.rebackfill import go_on_after, lost_records
 from walvec.runtime.retry import persistently
 from walvec.runtime.settings import EmbedderSettings
 from walvec.transport.ports import Consumer, Log
@@ -165,13 +167,7 @@ class Worker:
                 tasks.create_task(self._work_parked(self._parked.popleft()))
                 continue
             timeout = _PATIENCE_SECONDS if self._parked or full else _POLL_SECONDS
-            fetches = await persistently(
-                lambda timeout=timeout: consumer.poll(  # type: ignore[misc]
-                    max_records=settings.batch_records, max_bytes=settings.batch_bytes, timeout=timeout
-                ),
-                LogUnavailable,
-                action="poll",
-            )
+            fetches = await self._poll(consumer, settings.batch_records, settings.batch_bytes, timeout)
             await self._warm(consumer)
             if not fetches:
                 continue
@@ -183,13 +179,32 @@ class Worker:
                 self._active += 1
                 tasks.create_task(self._work(fetches, ticket))
 
+    async def _poll(self, consumer: Consumer, max_records: int, max_bytes: int, timeout: float) -> list[Fetch]:
+        try:
+            return await persistently(
+                lambda: consumer.poll(max_records=max_records, max_bytes=max_bytes, timeout=timeout),
+                LogUnavailable,
+                action="poll",
+            )
+        except RecordsLost as e:
+            error = e
+        self._forget(frozenset({error.partition}))
+        async with self._commit:
+            await persistently(
+                lambda: go_on_after(error, self.table, control=self.context.control, consumer=consumer),
+                LogUnavailable,
+                ControlUnavailable,
+                action="records_lost",
+            )
+        return []
+
     async def _closed(self, consumer: Consumer, stop: asyncio.Event) -> bool:
         """Paused, in error, or collecting before the first backfill: nothing is consumed, membership goes on."""
         if not (self.table.paused or self.table.error or await self._collects()):
             consumer.resume()
             return False
         consumer.pause()
-        await persistently(lambda: consumer.poll(max_records=1, max_bytes=1, timeout=0), LogUnavailable, action="poll")
+        await self._poll(consumer, 1, 1, 0)
         await _within(stop.wait(), _GATE_SECONDS)
         return True
 
@@ -248,10 +263,27 @@ class Worker:
                 )
             ]
             fetches = [Fetch(parked.partition, records)] if records else []
+            if not records or records[0].offset > parked.start:
+                await self._expired(parked)
             await self._settle(Batch(self.context), fetches, parked.ticket)
         finally:
             self._active -= 1
             self._room.set()
+
+    async def _expired(self, parked: _Parked) -> None:
+        """The log did not keep what was parked: a provider was away for longer than its records are kept."""
+        topic = changes_topic(self.table.storage_name)
+        lost = RecordsLost(
+            f"offsets {parked.start} to {parked.end} waited for the embedding provider and were not kept.",
+            topic=topic,
+            partition=parked.partition,
+            resume_at=parked.end,
+        )
+        await persistently(
+            lambda: lost_records(lost, self.table, control=self.context.control),
+            ControlUnavailable,
+            action="records_lost",
+        )
 
     async def _settle(self, batch: Batch, fetches: Sequence[Fetch], ticket: Ticket) -> None:
         await self._run(batch, fetches)
@@ -302,9 +334,12 @@ class Worker:
             await _within(self._room.wait(), left)
 
     async def _revoked(self, partitions: frozenset[int]) -> None:
+        self._forget(partitions)
+        self._owned -= partitions
+
+    def _forget(self, partitions: frozenset[int]) -> None:
         self._offsets.forget(partitions)
         self._parked = deque(p for p in self._parked if p.partition not in partitions)
-        self._owned -= partitions
 
     async def _warm(self, consumer: Consumer) -> None:
         """Newly owned partitions: whoever had them may have paid for vectors that no store has yet. They are read back

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from sink.latency import Latencies
 from sink.stores.port import Store
@@ -24,18 +24,21 @@ from walvec.contracts.errors import (
     DecodeError,
     LogUnavailable,
     PartitionLost,
+    RecordsLost,
     StoreUnavailable,
 )
 from walvec.contracts.headers import check_schema, headers_of
 from walvec.contracts.histograms import NUMBERS, Histogram
-from walvec.contracts.letters import DeadLetter
+from walvec.contracts.letters import DeadLetter, LetterKind
 from walvec.contracts.position import ZERO, Position
 from walvec.contracts.values import key_check
 from walvec.contracts.vectors import VectorRecord
 from walvec.contracts.wire import decode_vector, encode_change, encode_vector
 from walvec.definitions.making import ensure_topics
 from walvec.definitions.model import Generation, VectorTable
+from walvec.definitions.oversized import append_fitting, words
 from walvec.definitions.ports import Control
+from walvec.definitions.rebackfill import go_on_after
 from walvec.runtime import measures, retry
 from walvec.runtime.measures import Sample
 from walvec.runtime.settings import Settings
@@ -136,8 +139,8 @@ class Counts:
         yield measures.CLAIMS_SENT_BACK.of(self.refused, table)
         yield measures.STORE_APPLY.of(self.apply_seconds, table)
         yield measures.COMMIT_TO_STORED.of(self.commit_to_stored, table)
-        for kind, count in list(self.buried.items()):
-            yield measures.DEAD_LETTERS.of(count, table, kind)
+        for kind in get_args(LetterKind):
+            yield measures.DEAD_LETTERS.of(self.buried[kind], table, kind)
 
 
 class Worker:
@@ -179,13 +182,21 @@ class Worker:
     async def _read(self, consumer: Consumer, ready: asyncio.Queue[Batch]) -> None:
         sink = self._settings.sink
         while True:
-            fetches = await persistently(
-                lambda: consumer.poll(
-                    max_records=sink.batch_records, max_bytes=sink.batch_bytes, timeout=_POLL_SECONDS
-                ),
-                self.table,
-                "poll",
-            )
+            try:
+                fetches = await persistently(
+                    lambda: consumer.poll(
+                        max_records=sink.batch_records, max_bytes=sink.batch_bytes, timeout=_POLL_SECONDS
+                    ),
+                    self.table,
+                    "poll",
+                )
+            except RecordsLost as e:
+                await persistently(
+                    lambda e=e: go_on_after(e, self.table, control=self._control, consumer=consumer),  # type: ignore[misc]
+                    self.table,
+                    "records_lost",
+                )
+                continue
             if not fetches:
                 continue
             self.counts.polled(fetches)
@@ -260,15 +271,13 @@ class Worker:
         counts.apply_seconds.add(time.monotonic() - began)
         done = answer.applied + len(answer.refused_claims) + len(answer.rejected)
         counts.passed_over += max(0, len(records) - done)
+        too_large = 0
         if answer.refused_claims:
-            back = [sent_back(r) for r in answer.refused_claims]
-            await persistently(
-                lambda: producer.append(changes_topic(table.storage_name), back), table, "send_claims_back"
-            )
-            counts.refused += len(back)
+            too_large = await self._send_back(generation, answer.refused_claims, producer)
+            counts.refused += len(answer.refused_claims)
         if answer.rejected:
             await self._reject(generation, answer.rejected, producer)
-        await self._in_a_row(len(answer.rejected) if answer.applied == 0 else 0)
+        await self._in_a_row(len(answer.rejected) + too_large if answer.applied == 0 else 0)
         if await self._letters_open():
             await self._settle(generation, records, {r.key for r, _ in answer.rejected})
         self._count(records, answer.applied)
@@ -280,8 +289,28 @@ class Worker:
             self.table.id, generation.number, known, "decode", reason, ZERO, created_ms=_now_ms(), payload=value
         )
 
+    async def _send_back(self, generation: Generation, claims: Sequence[VectorRecord], producer: Producer) -> int:
+        """Returns how many are too large for `.changes`: letters, and deletes, like what the store does not take."""
+        table, topic, too_large = self.table, changes_topic(self.table.storage_name), 0
+        by_key = {c.key: c for c in claims}
+
+        async def instead(large: Sequence[Record], limit: int) -> list[Record | None]:
+            nonlocal too_large
+            too_large += len(large)
+            found = [(by_key[r.key or b""], words(topic, r, limit)) for r in large]
+            await self._reject(generation, found, producer, "too_large")
+            return [None] * len(large)
+
+        back = [sent_back(r) for r in claims]
+        await persistently(lambda: append_fitting(producer, topic, back, instead), table, "send_claims_back")
+        return too_large
+
     async def _reject(
-        self, generation: Generation, rejected: Sequence[tuple[VectorRecord, str]], producer: Producer
+        self,
+        generation: Generation,
+        rejected: Sequence[tuple[VectorRecord, str]],
+        producer: Producer,
+        kind: LetterKind = "store",
     ) -> None:
         """The letter is durable before its delete (rules dead-delete, forced-delete)."""
         table = self.table
@@ -289,7 +318,7 @@ class Worker:
             producer,
             [
                 DeadLetter(
-                    table.id, generation.number, r.key, "store", reason, r.position, created_ms=_now_ms(),
+                    table.id, generation.number, r.key, kind, reason, r.position, created_ms=_now_ms(),
                     payload=encode_vector(r),
                 )
                 for r, reason in rejected

@@ -322,3 +322,15 @@ async def test_a_task_replaces_another_in_one_step(defined: Control) -> None:
     assert [t.id for t in await defined.tasks.open_tasks([PRODUCTS.id])] == [after.id]
     ended = await defined.tasks.get(former.id)
     assert (ended.status, ended.last_error) == ("cancelled", "read anew")
+
+
+async def test_topics_are_remembered_by_table_and_forgotten_with_it(defined: Control) -> None:
+    assert await defined.progress.topics([PRODUCTS.id]) == {}
+    await defined.progress.put_topics(PRODUCTS.id, {"a.changes": "1", "a.vectors": "2"})
+    await defined.progress.put_topics(PRODUCTS.id, {"a.vectors": "3"})
+    assert await defined.progress.topics([PRODUCTS.id]) == {"a.changes": "1", "a.vectors": "3"}
+    assert await defined.progress.topics(["vt_none"]) == {}
+    with pytest.raises(NotFound):
+        await defined.progress.put_topics("vt_none", {"b.changes": "1"})
+    await defined.definitions.delete_vector_table(PRODUCTS.id)
+    assert await defined.progress.topics([PRODUCTS.id]) == {}

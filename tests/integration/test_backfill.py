@@ -12,7 +12,6 @@ import psycopg
 import pytest
 
 from cdc.jobs import Jobs
-from cdc.losses import read_again
 from cdc.stream import Stream
 from sink.stores.memory import MemoryStore
 from tests.integration.cdc_world import vector_table as contract_table
@@ -32,6 +31,7 @@ from walvec.contracts.position import Position
 from walvec.contracts.vectors import Chunk, VectorRecord
 from walvec.definitions.memory import MemoryControl
 from walvec.definitions.model import Column, EmbeddingProvider, SourceProgress, Task, VectorTable
+from walvec.definitions.rebackfill import read_again
 from walvec.runtime.settings import Settings, settings_from
 from walvec.transport.memory import MemoryLog
 from walvec.transport.records import Record, changes_topic, embedder_group, sink_group, vectors_topic
