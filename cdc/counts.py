@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import get_args
 
 from walvec.contracts.histograms import NUMBERS, Histogram
+from walvec.contracts.letters import LetterKind
 from walvec.runtime import measures
 from walvec.runtime.measures import Sample
 
@@ -34,7 +36,7 @@ class TableCounts:
 
 @dataclass(slots=True)
 class Counts:
-    """`…_at`: when that last happened, 0 = never. LSNs are 0 until the stream has begun."""
+    """`…_at`: when that last happened, or when the session began. LSNs are 0 until the first one has begun."""
 
     streaming: bool = False
     rows: int = 0
@@ -68,9 +70,8 @@ class Counts:
                 ("confirmed", self.confirmed),
             ):
                 yield measures.WAL_POSITION.of(lsn, connection, position)
-        if self.feedback_at:
+        if self.streaming:
             yield measures.FEEDBACK_AGE.of(now - self.feedback_at, connection)
-        if self.heartbeat_at:
             yield measures.HEARTBEAT_AGE.of(now - self.heartbeat_at, connection)
             yield measures.HEARTBEAT_LATENCY.of(self.heartbeat_seconds, connection)
         yield measures.IN_FLIGHT_BYTES.of(self.in_flight_bytes, connection)
@@ -78,6 +79,10 @@ class Counts:
         yield measures.GAPS.of(self.gaps, connection)
         for kind, count in list(self.reconnects.items()):
             yield measures.RECONNECTS.of(count, connection, kind)
+        yield from self.of_tables(tables)
+
+    def of_tables(self, tables: Mapping[str, str]) -> Iterator[Sample]:
+        """As `samples`, for tables that are not read through the connection's slot."""
         for topic in self.tables.keys() - tables.keys():
             del self.tables[topic]
         for topic, counts in self.tables.items():
@@ -91,5 +96,5 @@ def _of_table(counts: TableCounts, table: str) -> Iterator[Sample]:
     yield measures.BATCH_RECORDS.of(counts.batches, table, "cdc")
     yield measures.LOG_APPEND.of(counts.append_seconds, table)
     yield measures.COMMIT_TO_LOG.of(counts.commit_to_log, table)
-    for kind, count in list(counts.buried.items()):
-        yield measures.DEAD_LETTERS.of(count, table, kind)
+    for kind in get_args(LetterKind):
+        yield measures.DEAD_LETTERS.of(counts.buried[kind], table, kind)

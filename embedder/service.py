@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import get_args
 
 from embedder.batch import Context
 from embedder.dispatch import Dispatcher, Usage
@@ -18,6 +19,7 @@ from embedder.ports import RowReader, StoreLookup
 from embedder.providers import registry
 from embedder.worker import DeadCount, Worker
 from walvec.contracts.errors import ControlUnavailable, DefinitionError, NotFound, WalvecError
+from walvec.contracts.letters import LetterKind
 from walvec.definitions.model import EmbeddingProvider, Generation, Snapshot, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime import measures
@@ -321,8 +323,8 @@ def _of_table(usage: Usage, table: str) -> Iterator[Sample]:
         yield measures.TEXTS_SAVED.of(count, table, reason)
     for what, count in usage.retries.items():
         yield measures.PROVIDER_RETRIES.of(count, table, what)
-    for kind, count in list(usage.buried.items()):
-        yield measures.DEAD_LETTERS.of(count, table, kind)
+    for kind in get_args(LetterKind):
+        yield measures.DEAD_LETTERS.of(usage.buried[kind], table, kind)
 
 
 def _of_provider(dispatcher: Dispatcher, *labels: str) -> Iterator[Sample]:

@@ -102,14 +102,18 @@ WAL_POSITION = _gauge(
 )
 # Does the source still hear from us? (It ends a silent session after wal_sender_timeout, 60 s by default.)
 FEEDBACK_AGE = _gauge(
-    "walvec_feedback_age_seconds", "cdc", "connection", "Since the last status message was sent to the source."
+    "walvec_feedback_age_seconds",
+    "cdc",
+    "connection",
+    "Since the last status message was sent to the source; no series while not streaming.",
 )
 # Does the stream carry what is written to the source, even when the tables are idle?
 HEARTBEAT_AGE = _gauge(
     "walvec_heartbeat_age_seconds",
     "cdc",
     "connection",
-    "Since our own last message came back through the write-ahead log; one is sent every 5 s.",
+    "Since our own last message came back through the write-ahead log (one is sent every 5 s); no series while not "
+    "streaming.",
 )
 # How long does the write-ahead log take from the source to us?
 HEARTBEAT_LATENCY = _gauge(
