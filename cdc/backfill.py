@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 from cdc import reading
-from cdc.chunks import Read, StampedReader
+from cdc.chunks import Read, RowReader
 from cdc.stamping import ReadAgain
 from cdc.work import ChunkWriter, StreamRestarted, TaskEnded, Work, sweep_record
 from walvec.contracts.position import Position
@@ -127,7 +127,7 @@ class Backfill:
             async with work.sessions.borrow(work.connection()) as source:
                 target = await reading.target(source, table, generation)
                 self._estimate = max(target.estimated_rows, cursor.rows)
-                reader = StampedReader(source, work.stream, target, table.id, generation.number, self._report)
+                reader = work.reader(source, target, table, generation.number, self._report)
                 # the active generation of a backfilled table reconciles: equal texts are claimed, not paid again
                 writer = ChunkWriter(table, generation, target.shape, force=False)
                 await self._chunks(reader, writer, table)
@@ -137,7 +137,7 @@ class Backfill:
 
     # ------------------------------------------------------------------ chunks
 
-    async def _chunks(self, reader: StampedReader, writer: ChunkWriter, table: VectorTable) -> None:
+    async def _chunks(self, reader: RowReader, writer: ChunkWriter, table: VectorTable) -> None:
         """The next chunk is read while this one is judged and appended; a chunk that does not count drops it."""
         cursor = self._cursor
         ahead: asyncio.Task[Read] | None = None
@@ -165,13 +165,13 @@ class Backfill:
                 if isinstance(found, Read):
                     reader.drop(found)
 
-    async def _read(self, reader: StampedReader, after: list[str] | None) -> Read:
+    async def _read(self, reader: RowReader, after: list[str] | None) -> Read:
         read = await reader.chunk(after, limit=self._size.rows, max_bytes=MAX_CHUNK_BYTES)
         self._size.learn(len(read.lines), read.size, read.seconds)
         return read
 
     @staticmethod
-    def _last_key(reader: StampedReader, read: Read) -> list[str] | None:
+    def _last_key(reader: RowReader, read: Read) -> list[str] | None:
         if not read.lines:
             return None
         return [raw.decode() for raw in reader.target.shape.key_texts(read.lines[-1])]

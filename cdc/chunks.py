@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from time import monotonic
+from typing import Protocol
 
 from cdc import reading
 from cdc.rows import Line
@@ -37,6 +38,20 @@ class Read:
     seconds: float
     facts: Reading
     window: list[tuple[int, int]]
+
+
+class RowReader(Protocol):
+    """Reads one generation's rows, each read with a stamp: `StampedReader`, `bridge_reads.BridgedReader`."""
+
+    target: reading.Target
+
+    async def chunk(self, after: Sequence[str] | None, *, limit: int, max_bytes: int) -> Read: ...
+
+    async def keys(self, keys: Sequence[tuple[str, ...]]) -> Read: ...
+
+    async def judge(self, read: Read, above: Sequence[Position] = ()) -> Position | ReadAgain: ...
+
+    def drop(self, read: Read) -> None: ...
 
 
 class StampedReader:
@@ -72,8 +87,8 @@ class StampedReader:
             lines, snapshot = await reading.read_keys(self._session, self.target, keys)
             return Read(lines, True, 0, monotonic() - start, Reading(session, mark, snapshot), window)
 
-    async def judge(self, read: Read) -> Position | ReadAgain:
-        """The stamp, once the stream has delivered the watermark."""
+    async def judge(self, read: Read, above: Sequence[Position] = ()) -> Position | ReadAgain:
+        """The stamp, once the stream has delivered the watermark. It grows by itself above what it should outrank."""
         stream = self._stream
         try:
             if not await stream.wait_received(read.facts.mark) or stream.session != read.facts.session:

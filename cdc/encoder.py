@@ -232,6 +232,10 @@ class RowEncoder:
     def insert(self, new: Tuple, ordinal: int) -> None:
         self._put(self._key(new), _CREATED, new, ordinal)
 
+    def read(self, row: Tuple, ordinal: int) -> None:
+        """A row that somebody else's snapshot has read."""
+        self._put(self._key(row), _SNAPSHOT, row, ordinal)
+
     def update(self, whole: bool, old: Tuple | None, new: Tuple, ordinal: int) -> None:
         """`ordinal` is the last one of this UPDATE; with an old tuple it has the one before as well."""
         if old is None:
@@ -380,6 +384,7 @@ class Unfit:
 
 
 _CREATED = b'{"op":"c","before":null,"after":{'
+_SNAPSHOT = b'{"op":"r","before":null,"after":{'
 _UPDATED = b'{"op":"u","before":null,"after":{'
 _NOT_UTF8 = "the source sent text that is not UTF-8."
 

@@ -45,14 +45,24 @@ _WAIT_FOR = (SourceUnavailable, LogUnavailable, ControlUnavailable)
 
 
 class Jobs:
-    """The task runner of one connection."""
+    """The task runner of one connection, or of one table whose changes do not come through the connection's slot."""
 
-    def __init__(self, settings: Settings, control: Control, log: Log, stream: Stream, connection_id: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        control: Control,
+        log: Log,
+        stream: Stream,
+        connection_id: str,
+        *,
+        only: str | None = None,
+    ) -> None:
         self._settings = settings
         self._control = control
         self._log = log
         self._stream = stream
         self._connection_id = connection_id
+        self._only = only
         self._running: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._known: set[str] = set()
         """Tables whose first backfill was looked for in this process."""
@@ -60,7 +70,14 @@ class Jobs:
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`. Works only while the stream is live: another process may hold the slot otherwise."""
         sessions = Sessions()
-        producer = self._log.producer(backpressure=True)
+        producer = FittingProducer(
+            self._log.producer(backpressure=True),
+            self._control,
+            self._log,
+            tables=self._tables,
+            limit=self._settings.embedder.dead_letter_limit,
+            counts=self._stream.counts,
+        )
         work = Work(self._settings, self._control, self._log, self._stream, self._connection_id, sessions, producer)
         pause = POLL_SECONDS
         try:
@@ -78,6 +95,13 @@ class Jobs:
             await self._end(t for _, t in self._running.values())
             await producer.close()
             await sessions.close()
+
+    def _tables(self) -> list[VectorTable]:
+        now = self._control.feed.current
+        if self._only is None:
+            return now.streamed_tables(self._connection_id)
+        table = now.vector_tables.get(self._only)
+        return [table] if table is not None else []
 
     async def _rest(self, stop: asyncio.Event, seconds: float) -> None:
         """Until a definition changes, a task ends, or some seconds have passed."""
@@ -100,7 +124,7 @@ class Jobs:
 
     async def _look(self, work: Work) -> None:
         """Starts what is open, stops what is not open any more."""
-        tables = {t.id: t for t in self._control.feed.current.tables_of(self._connection_id)}
+        tables = {t.id: t for t in self._tables()}
         open_tasks = await self._control.tasks.open_tasks(list(tables)) if tables else []
         for table in tables.values():
             if not any(t.target_id == table.id and t.task_type in _BACKFILLS for t in open_tasks):

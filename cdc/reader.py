@@ -71,7 +71,7 @@ class Reader:
         return found
 
     def _tables(self) -> list[VectorTable]:
-        return self._control.feed.current.tables_of(self._id)
+        return self._control.feed.current.streamed_tables(self._id)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`. Expected failures are waited out; anything else is a defect and leaves."""

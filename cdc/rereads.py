@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from cdc import reading
-from cdc.chunks import StampedReader
 from cdc.stamping import ReadAgain, outranks
 from cdc.work import ChunkWriter, Work, delete_record
 from walvec.contracts.errors import DecodeError, DefinitionError
@@ -107,12 +106,12 @@ class Reread:
         left, stamps, found, pause = dict(above), dict[bytes, Position](), 0, 0.05
         async with work.sessions.borrow(work.connection()) as session:
             target = await reading.target(session, table, generation)
-            reader = StampedReader(session, work.stream, target, table.id, generation.number, self._report)
+            reader = work.reader(session, target, table, generation.number, self._report)
             writer = ChunkWriter(table, generation, target.shape, force=True)
             while left:
                 work.table(self._task)
                 read = await reader.keys(_texts(list(left), target))
-                stamp = await reader.judge(read)
+                stamp = await reader.judge(read, above=tuple(left.values()))
                 if isinstance(stamp, ReadAgain):
                     continue
                 done = {key for key, letter in left.items() if outranks(stamp, letter)}

@@ -63,7 +63,7 @@ class Routes:
         return self._stopped.get(table.id, 0) > self._control.feed.current.version
 
     def wants_topic(self, topic: str) -> bool:
-        tables = self._control.feed.current.tables_of(self._connection.id)
+        tables = self._control.feed.current.streamed_tables(self._connection.id)
         return any(changes_topic(t.storage_name) == topic for t in tables)
 
     async def publish(self, session: Session, tables: Sequence[VectorTable], *, first: bool) -> dict[str, int]:
@@ -192,7 +192,7 @@ class Routes:
 
     async def check_topics(self) -> None:
         """Raises TopicGone when a topic that is routed to was deleted."""
-        tables = self._control.feed.current.tables_of(self._connection.id)
+        tables = self._control.feed.current.streamed_tables(self._connection.id)
         await self._topics.check(t for t in tables if t.id in self._plans)
 
     async def stop(self, table_id: str, error: WalvecError) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cdc import slots
+from cdc.bridges import Bridges
 from cdc.counts import Counts
 from cdc.jobs import Jobs
 from cdc.reader import Reader
@@ -49,25 +50,37 @@ async def run(
 ) -> None:
     """Until `stop`; then everything in hand is made durable and confirmed."""
     served: dict[str, _Served] = {}
+    bridged: dict[str, Counts] = {}
 
     def samples() -> Iterator[Sample]:
         """What this process has counted of each connection."""
         snapshot = control.feed.current
         for entry in list(served.values()):
-            tables = {changes_topic(t.storage_name): t.name for t in snapshot.tables_of(entry.connection.id)}
+            tables = {changes_topic(t.storage_name): t.name for t in snapshot.streamed_tables(entry.connection.id)}
             yield from entry.counts.samples(entry.connection.name, tables, time.monotonic())
+        for table_id, counts in list(bridged.items()):
+            if (table := snapshot.vector_tables.get(table_id)) is not None:
+                yield from counts.of_tables({changes_topic(table.storage_name): table.name})
 
     with (metrics or Metrics("cdc")).source(samples):
-        await _run(settings, stop, control, log, served)
+        await _run(settings, stop, control, log, served, bridged)
 
 
-async def _run(settings: Settings, stop: asyncio.Event, control: Control, log: Log, served: dict[str, _Served]) -> None:
+async def _run(
+    settings: Settings,
+    stop: asyncio.Event,
+    control: Control,
+    log: Log,
+    served: dict[str, _Served],
+    counts: dict[str, Counts],
+) -> None:
     leaving: set[asyncio.Task[None]] = set()
+    bridges = Bridges(settings, control, log, counts)
     stopping = asyncio.create_task(stop.wait())
     try:
         while not stop.is_set():
             now = control.feed.current
-            wanted = {c.id: c for c in now.connections.values() if now.tables_of(c.id)}
+            wanted = {c.id: c for c in now.connections.values() if now.streamed_tables(c.id)}
             for connection_id in served.keys() - wanted.keys():
                 task = asyncio.create_task(_leave(control, served.pop(connection_id)))
                 leaving.add(task)
@@ -79,9 +92,11 @@ async def _run(settings: Settings, stop: asyncio.Event, control: Control, log: L
                 elif not leaving:  # a slot that is being dropped may be this one's
                     entry = served[connection.id] = _Served(connection)
                     entry.task = asyncio.create_task(_serve(entry, settings, control, log))
+            await bridges.follow(now)
             await _moved(control, now, [stopping, *leaving])
     finally:
         stopping.cancel()
+        await bridges.close()
         for entry in served.values():
             entry.stop.set()
         await asyncio.gather(*(e.task for e in served.values() if e.task), *leaving, return_exceptions=True)

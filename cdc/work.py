@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from time import time
 from typing import Any
 
+from cdc.bridge_reads import BridgedReader
+from cdc.chunks import Report, RowReader, StampedReader
+from cdc.reading import Target
 from cdc.rows import Line, RowShape, record_encoder
 from cdc.session import Session, Sessions
 from cdc.stream import Stream
@@ -45,6 +48,14 @@ class Work:
     connection_id: str
     sessions: Sessions
     producer: Producer
+
+    def reader(
+        self, session: Session, target: Target, table: VectorTable, generation: int, report: Report
+    ) -> RowReader:
+        """Reads of that generation whose stamps are on the scale of the table's changes."""
+        if table.source is not None:
+            return BridgedReader(session, self.control, target, table.id, self.stream.epoch, report)
+        return StampedReader(session, self.stream, target, table.id, generation, report)
 
     def connection(self) -> Connection:
         found = self.control.feed.current.connections.get(self.connection_id)

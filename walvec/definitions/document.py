@@ -132,6 +132,14 @@ class IndexSpec(_Part):
     ef_construction: int | None = Field(None, ge=4, le=1000)
 
 
+class SourceSpec(_Part):
+    """A topic that an existing Debezium writes."""
+
+    kafka_topic: str = Field(min_length=1, max_length=249, pattern=r"^[a-zA-Z0-9._-]+$")
+    unavailable_value: str = Field("__debezium_unavailable_value", min_length=1)
+    slot: str | None = Field(None, pattern=r"^[a-z0-9_]{1,63}$")
+
+
 class VectorTableSpec(_Part):
     name: str = Field(min_length=1, max_length=100)
     connection: str
@@ -147,6 +155,7 @@ class VectorTableSpec(_Part):
     backfill: Literal["auto", "manual"] = "auto"
     separator: str = "\n"
     index: IndexSpec = Field(default_factory=lambda: IndexSpec.model_validate({}))
+    source: SourceSpec | None = None
 
     @field_validator("primary_key_column")
     @classmethod
@@ -310,6 +319,7 @@ _PARTS: dict[str, type[BaseModel]] = {
     "vector_tables": VectorTableSpec,
     "columns": ColumnSpec,
     "index": IndexSpec,
+    "source": SourceSpec,
 }
 
 

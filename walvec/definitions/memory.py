@@ -18,6 +18,7 @@ from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import Position
 from walvec.definitions import transitions
 from walvec.definitions.model import (
+    BridgeProgress,
     Connection,
     EmbeddingProvider,
     Generation,
@@ -152,6 +153,7 @@ class MemoryDefinitions:
         self._control.table(table_id)
         self._control.tasks.forget(table_id)
         self._control.letters.forget(table_id)
+        self._control.progress.forget_table(table_id)
         self._control.reports.forget(table_id)
         self._control.feed.move(vector_tables={k: v for k, v in self._now.vector_tables.items() if k != table_id})
 
@@ -323,6 +325,8 @@ class MemoryProgress:
         self._control = control
         self._progress: dict[str, SourceProgress] = {}
         self._published: dict[str, Mapping[str, str]] = {}
+        self._topics: dict[str, dict[str, str]] = {}
+        self._bridges: dict[str, BridgeProgress] = {}
 
     async def get(self, connection_id: str) -> SourceProgress:
         return self._progress.get(connection_id, SourceProgress())
@@ -337,6 +341,39 @@ class MemoryProgress:
     async def put_published(self, connection_id: str, marks: Mapping[str, str]) -> None:
         self._control.connection(connection_id)
         self._published[connection_id] = dict(marks)
+
+    async def topics(self, table_ids: Sequence[str]) -> Mapping[str, str]:
+        return {t: identity for i in table_ids for t, identity in self._topics.get(i, {}).items()}
+
+    async def put_topics(self, table_id: str, identities: Mapping[str, str]) -> None:
+        self._control.table(table_id)
+        self._topics.setdefault(table_id, {}).update(identities)
+
+    async def bridge(self, table_id: str) -> BridgeProgress | None:
+        return self._bridges.get(table_id)
+
+    async def put_bridge(
+        self,
+        table_id: str,
+        *,
+        starts: Mapping[int, int] | None = None,
+        sequence: int = 0,
+        snapshots: Mapping[int, Sequence[tuple[int, int]]] | None = None,
+    ) -> None:
+        self._control.table(table_id)
+        found = self._bridges.get(table_id, BridgeProgress())
+        if starts is not None:
+            found = BridgeProgress(dict(starts), found.sequence)
+        merged = {p: set(v) for p, v in found.snapshots.items()}
+        for partition, met in (snapshots or {}).items():
+            merged.setdefault(partition, set()).update((offset, lsn) for offset, lsn in met)
+        self._bridges[table_id] = BridgeProgress(
+            found.starts, max(found.sequence, sequence), {p: tuple(sorted(v)) for p, v in merged.items()}
+        )
+
+    def forget_table(self, table_id: str) -> None:
+        self._topics.pop(table_id, None)
+        self._bridges.pop(table_id, None)
 
     def forget(self, connection_id: str) -> None:
         self._progress.pop(connection_id, None)

@@ -142,6 +142,19 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class TopicSource:
+    """A topic that Debezium's Postgres connector writes, instead of the connection's own slot.
+
+    `unavailable_value`: the connector's placeholder for an unchanged TOAST value. `slot`: the connector's replication
+    slot, where a drain should wait for it.
+    """
+
+    kafka_topic: str
+    unavailable_value: str = "__debezium_unavailable_value"
+    slot: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class VectorTable:
     """A vector table with its generations.
 
@@ -172,6 +185,8 @@ class VectorTable:
     raw_primary_key: Any = None
     created_at: str = ""
     updated_at: str = ""
+    source: TopicSource | None = None
+    """Where its changes come from; None = from the connection's own slot."""
 
     @property
     def storage_name(self) -> str:
@@ -209,6 +224,10 @@ class Snapshot:
     def tables_of(self, connection_id: str) -> list[VectorTable]:
         return [t for t in self.vector_tables.values() if t.connection_id == connection_id]
 
+    def streamed_tables(self, connection_id: str) -> list[VectorTable]:
+        """Those whose changes come through the connection's own slot."""
+        return [t for t in self.tables_of(connection_id) if t.source is None]
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -239,3 +258,20 @@ class SourceProgress:
     timeline: int = 0
     log_identity: str = ""
     slot_created_lsn: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeProgress:
+    """How far a vector table's `source` topic was read, over all partitions.
+
+    `starts`: where reading began, by partition. `sequence`: the highest last commit that a streamed change named.
+    `snapshots`: those that a partition holds, as (offset of the first row, LSN), in offset order.
+    """
+
+    starts: Mapping[int, int] = field(default_factory=dict)
+    sequence: int = 0
+    snapshots: Mapping[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+
+    @property
+    def snapshot_lsns(self) -> tuple[int, ...]:
+        return tuple(sorted({lsn for found in self.snapshots.values() for _, lsn in found}))

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import Position
 from walvec.definitions.model import (
+    BridgeProgress,
     Connection,
     EmbeddingProvider,
     Generation,
@@ -119,6 +120,26 @@ class Progress(Protocol):
 
     async def put_published(self, connection_id: str, marks: Mapping[str, str]) -> None:
         """Durable on return. Apart from `put`, so that neither writer undoes the other."""
+
+    async def topics(self, table_ids: Sequence[str]) -> Mapping[str, str]:
+        """Topic -> its identity when records of these vector tables were last routed to it."""
+
+    async def put_topics(self, table_id: str, identities: Mapping[str, str]) -> None:
+        """Durable on return; what is not named stays as it is."""
+
+    async def bridge(self, table_id: str) -> BridgeProgress | None:
+        """None = its topic was never read."""
+
+    async def put_bridge(
+        self,
+        table_id: str,
+        *,
+        starts: Mapping[int, int] | None = None,
+        sequence: int = 0,
+        snapshots: Mapping[int, Sequence[tuple[int, int]]] | None = None,
+    ) -> None:
+        """Durable on return. Adds to what is stored, and never takes anything back: several processes read a topic.
+        `starts` replace everything: the topic is another one."""
 
 
 class Reports(Protocol):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from walvec.definitions.model import SourceProgress
+from psycopg import sql
+
+from walvec.definitions.model import BridgeProgress, SourceProgress
 from walvec.definitions.pool import Pool
 from walvec.definitions.tasks import as_json
+
+_WHOLE_TOPIC = -1
+"""The partition under which a bridge keeps what belongs to no partition."""
 
 
 class ControlProgress:
@@ -63,6 +68,82 @@ class ControlProgress:
                 " ON CONFLICT (environment, connection_id) DO UPDATE SET marks = excluded.marks",
                 [self._pool.environment, connection_id, as_json(marks)],
             )
+
+    async def topics(self, table_ids: Sequence[str]) -> Mapping[str, str]:
+        async with self._pool.transaction() as conn:
+            cursor = await conn.execute(
+                "SELECT topic, identity FROM walvec_control.topics"
+                " WHERE environment = %s AND vector_table_id = ANY(%s)",
+                [self._pool.environment, list(table_ids)],
+            )
+            return dict(await cursor.fetchall())
+
+    async def put_topics(self, table_id: str, identities: Mapping[str, str]) -> None:
+        async with self._pool.transaction() as conn:
+            await conn.execute(
+                "INSERT INTO walvec_control.topics (environment, vector_table_id, topic, identity)"
+                " SELECT %s, %s, * FROM unnest(%s::text[], %s::text[])"
+                " ON CONFLICT (environment, vector_table_id, topic) DO UPDATE SET identity = excluded.identity",
+                [self._pool.environment, table_id, list(identities), list(identities.values())],
+            )
+
+    async def bridge(self, table_id: str) -> BridgeProgress | None:
+        async with self._pool.transaction() as conn:
+            cursor = await conn.execute(
+                "SELECT partition, start_offset, sequence FROM walvec_control.bridges"
+                " WHERE environment = %s AND vector_table_id = %s",
+                [self._pool.environment, table_id],
+            )
+            rows = await cursor.fetchall()
+            cursor = await conn.execute(
+                "SELECT partition, start_offset, lsn FROM walvec_control.bridge_snapshots"
+                " WHERE environment = %s AND vector_table_id = %s ORDER BY partition, start_offset",
+                [self._pool.environment, table_id],
+            )
+            met = await cursor.fetchall()
+        if not rows:
+            return None
+        snapshots: dict[int, tuple[tuple[int, int], ...]] = {}
+        for partition, offset, lsn in met:
+            snapshots[partition] = (*snapshots.get(partition, ()), (offset, lsn))
+        starts = {partition: start for partition, start, _ in rows if partition != _WHOLE_TOPIC}
+        return BridgeProgress(starts, max(sequence for *_, sequence in rows), snapshots)
+
+    async def put_bridge(
+        self,
+        table_id: str,
+        *,
+        starts: Mapping[int, int] | None = None,
+        sequence: int = 0,
+        snapshots: Mapping[int, Sequence[tuple[int, int]]] | None = None,
+    ) -> None:
+        place = [self._pool.environment, table_id]
+        begun = [(*place, partition, start, 0) for partition, start in (starts or {}).items()]
+        met = [(*place, p, offset, lsn) for p, found in (snapshots or {}).items() for offset, lsn in found]
+        async with self._pool.transaction() as conn, conn.cursor() as cursor:
+            if starts is not None:
+                for name in ("bridges", "bridge_snapshots"):
+                    partitions = "partition <> -1 AND " if name == "bridges" else ""
+                    await cursor.execute(
+                        sql.SQL(
+                            "DELETE FROM walvec_control.{} WHERE "
+                            + partitions
+                            + "environment = %s AND vector_table_id = %s"
+                        ).format(sql.Identifier(name)),
+                        place,
+                    )
+            await cursor.executemany(
+                "INSERT INTO walvec_control.bridges (environment, vector_table_id, partition, start_offset, sequence)"
+                " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (environment, vector_table_id, partition)"
+                " DO UPDATE SET sequence = greatest(bridges.sequence, excluded.sequence)",
+                [*begun, (*place, _WHOLE_TOPIC, 0, sequence)],
+            )
+            if met:
+                await cursor.executemany(
+                    "INSERT INTO walvec_control.bridge_snapshots (environment, vector_table_id, partition,"
+                    " start_offset, lsn) VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                    met,
+                )
 
 
 class ControlReports:

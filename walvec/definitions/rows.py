@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from walvec.contracts.errors import ConfigError
-from walvec.definitions.model import Column, Generation, SourceColumn, VectorTable
+from walvec.definitions.model import Column, Generation, SourceColumn, TopicSource, VectorTable
 
 _BESIDE = ("dead_in_row",)
 
@@ -21,7 +21,8 @@ def table_from(stored: Mapping[str, Any], dead_in_row: int) -> VectorTable:
     """Raises ConfigError for what a newer version wrote."""
     try:
         generations = tuple(_generation(g) for g in stored["generations"])
-        return VectorTable(**{**stored, "generations": generations, "dead_in_row": dead_in_row})
+        source = TopicSource(**stored["source"]) if stored.get("source") else None
+        return VectorTable(**{**stored, "generations": generations, "source": source, "dead_in_row": dead_in_row})
     except (TypeError, KeyError) as e:
         raise ConfigError(
             "the control database holds a vector table in a form that this version does not know.",

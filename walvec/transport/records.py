@@ -86,6 +86,11 @@ def embedder_group(storage_name: str) -> str:
     return f"walvec.{storage_name}.embedder"
 
 
+def bridge_group(storage_name: str) -> str:
+    """Consumer group that reads a vector table's `source` topic, which another program writes."""
+    return f"walvec.{storage_name}.bridge"
+
+
 def sink_group(storage_name: str) -> str:
     """Consumer group that reads `.vectors`."""
     return f"walvec.{storage_name}.sink"

@@ -1,0 +1,381 @@
+"""One vector table behind an existing Debezium: its topic -> `<table>.changes`.
+
+Several processes share the topic's partitions; who has partition 0 also works on the table's tasks. Law: what a batch
+tells of the topic is stored before its records are appended, and both before its offsets are committed (rule
+commit-after-output). Next: `bridge_batch` translates, `bridges` runs one per table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+
+from cdc.bridge_batch import Bridged, Translator
+from cdc.catalog import fetch_all
+from cdc.debezium_order import Bases, highest_sequence
+from cdc.encoder import TablePlan
+from cdc.oversized import FittingProducer
+from cdc.session import open_session, source_errors
+from cdc.stream import Stream
+from cdc.topics import Topics
+from walvec.contracts.errors import (
+    ControlUnavailable,
+    LogUnavailable,
+    NotFound,
+    PartitionLost,
+    RecordsLost,
+    TableChanged,
+    WalvecError,
+)
+from walvec.definitions.model import BridgeProgress, TopicSource, VectorTable
+from walvec.definitions.oversized import bury
+from walvec.definitions.ports import Control
+from walvec.definitions.rebackfill import go_on_after, read_again
+from walvec.runtime.retry import persistently
+from walvec.runtime.settings import Settings
+from walvec.transport.ports import Consumer, Log
+from walvec.transport.records import Fetch, bridge_group, changes_topic
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.5
+_STORE_SECONDS = 1.0
+_CHECK_SECONDS = 5.0
+_LONGEST_SECONDS = 5.0
+_TAIL = 200
+"""Records at the end of a partition that tell how far the connector had come when reading begins."""
+EPOCH = 0
+STRANGE_TOPIC = "source_topic"
+"""Kind of table error: the topic does not hold what it should."""
+
+
+class TopicMissing(NotFound):
+    """The table's source topic does not exist."""
+
+
+class Bridge:
+    """`stream`: what the table's tasks share with it; it is live while this process has partition 0."""
+
+    def __init__(self, table_id: str, control: Control, transport: Log, settings: Settings, stream: Stream) -> None:
+        self._id = table_id
+        self._control = control
+        self._log = transport
+        self._settings = settings
+        self._stream = stream
+        self._topics = Topics(control, transport)
+        self._bases: dict[int, Bases] = {}
+        self._progress = BridgeProgress()
+        self._owned: frozenset[int] = frozenset()
+        self._in_row = 0
+        self._sequence = 0
+        self._stored_at = 0.0
+        self._reported_at = 0.0
+        self._events = 0
+        self._told = ""
+
+    def _table(self) -> VectorTable:
+        found = self._control.feed.current.vector_tables.get(self._id)
+        if found is None:
+            raise NotFound("the vector table was removed")
+        return found
+
+    @property
+    def _source(self) -> TopicSource:
+        found = self._table().source
+        assert found is not None
+        return found
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`, or the table is gone. What is down is waited for."""
+        failures = 0
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                async with AsyncExitStack() as stack:
+                    await self._session(stop, stack)
+                failures = 0
+            except WalvecError as e:
+                if self._id not in self._control.feed.current.vector_tables:
+                    return
+                failures = 1 if time.monotonic() - began > 2 * _LONGEST_SECONDS else failures + 1
+                log.warning(
+                    "bridge ended, it is begun anew",
+                    extra={"action": "bridge_again", "table_id": self._id, "kind": e.kind, "reason": e.message},
+                )
+                await self._tell(f"{e}" if failures > 1 or isinstance(e, TopicMissing) else "", state="waiting")
+            finally:
+                self._stream.stop()
+            if failures:
+                pause = min(0.1 * 2.0**failures, _LONGEST_SECONDS) * random.uniform(0.5, 1.0)
+                await within(stop, pause)
+
+    # ------------------------------------------------------------------ one session
+
+    async def _session(self, stop: asyncio.Event, stack: AsyncExitStack) -> None:
+        table, source = self._table(), self._source
+        if _stopped(table):
+            await self._control.feed.changed(self._control.feed.current.version)
+            return
+        partitions = await self._topics.settle(table)
+        await self._settle_source(table, source.kafka_topic)
+        translator = await self._translator(table, source, partitions)
+        producer = FittingProducer(
+            self._log.producer(backpressure=True),
+            self._control,
+            self._log,
+            tables=lambda: [self._table()],
+            limit=self._settings.embedder.dead_letter_limit,
+            counts=self._stream.counts,
+        )
+        stack.push_async_callback(producer.close)
+        self._owned, self._bases = frozenset(), {}
+        consumer = self._log.consumer(source.kafka_topic, bridge_group(table.storage_name), self._revoked)
+        stack.push_async_callback(consumer.close)
+        plan, checked = TablePlan.of(table), time.monotonic()
+        while not stop.is_set():
+            now = self._table()
+            if TablePlan.of(now) != plan or now.source != source or _stopped(now):
+                return  # the next session begins with the new definition
+            fetches = await self._poll(consumer, now)
+            await self._assigned(consumer, source.kafka_topic, table)
+            fetches = [f for f in (self._begun(f) for f in fetches) if f is not None]
+            if fetches:
+                translator = await self._took(translator, table, source, partitions, fetches, producer)
+                await self._commit(consumer, {f.partition: f.next_offset for f in fetches})
+            await self._tell("")
+            if time.monotonic() - checked > _CHECK_SECONDS:
+                checked = time.monotonic()
+                await self._topics.check([now])
+                await self._settle_source(now, source.kafka_topic)
+
+    async def _poll(self, consumer: Consumer, table: VectorTable) -> Sequence[Fetch]:
+        settings = self._settings.cdc
+        try:
+            return await consumer.poll(
+                max_records=settings.batch_records, max_bytes=settings.batch_bytes, timeout=_POLL_SECONDS
+            )
+        except RecordsLost as e:
+            await go_on_after(e, table, control=self._control, consumer=consumer)
+            return []
+
+    async def _commit(self, consumer: Consumer, offsets: Mapping[int, int]) -> None:
+        try:
+            await persistently(lambda: consumer.commit(offsets), LogUnavailable, action="commit")
+        except PartitionLost:
+            log.info("partition taken over", extra={"action": "partition_lost", "table_id": self._id})
+
+    async def _revoked(self, partitions: frozenset[int]) -> None:
+        self._owned -= partitions
+        if 0 in partitions:
+            self._stream.stop()
+
+    async def _assigned(self, consumer: Consumer, topic: str, table: VectorTable) -> None:
+        """New partitions begin where reading of the topic began, unless the group has come further."""
+        owned = consumer.assignment()
+        new = owned - self._owned
+        if new:
+            self._progress = await self._control.progress.bridge(self._id) or BridgeProgress()
+            done = await self._log.committed(topic, bridge_group(table.storage_name))
+            for partition in new:
+                self._bases[partition] = Bases(list(self._progress.snapshots.get(partition, ())))
+                start = self._progress.starts.get(partition, 0)
+                if done.get(partition, 0) < start:
+                    await consumer.seek(partition, start)
+                    await self._commit(consumer, {partition: start})
+        self._owned = owned
+        if 0 in owned and not self._stream.live:
+            self._stream.restart(epoch=EPOCH, at=0, horizon=0, fresh=False)
+            self._stream.route(table.id, frozenset(g.number for g in table.live_generations))
+        elif 0 not in owned and self._stream.live:
+            self._stream.stop()
+
+    def _begun(self, fetch: Fetch) -> Fetch | None:
+        """Without what lies before the place where reading of the topic began."""
+        start = self._progress.starts.get(fetch.partition, 0)
+        if fetch.records[0].offset >= start:
+            return fetch
+        kept = [r for r in fetch.records if r.offset >= start]
+        return Fetch(fetch.partition, kept) if kept else None
+
+    # ------------------------------------------------------------------ the topic
+
+    async def _settle_source(self, table: VectorTable, topic: str) -> None:
+        """Where reading begins, the first time; and what to do about a topic that was deleted and made anew."""
+        try:
+            identity = await self._log.topic_identity(topic)
+        except NotFound as e:
+            raise TopicMissing(
+                f"topic {topic} does not exist.",
+                "Start Debezium's connector, which makes it; walvec goes on by itself and reads the table again.",
+            ) from e
+        known = (await self._control.progress.topics([table.id])).get(topic)
+        begun = await self._control.progress.bridge(table.id)
+        if begun is not None and known == identity:
+            return
+        if begun is None:
+            await self._begin(table, topic)
+        elif known is not None:
+            reason = f"topic {topic} was deleted and made anew; what it had is lost, and the table is read again."
+            await read_again(self._control, [table], reason, tell=True)
+            ends = await self._log.end_offsets(topic)
+            await self._control.progress.put_bridge(table.id, starts=dict.fromkeys(ends, 0))
+            with_members = await self._reset(topic, table)
+            if with_members:
+                log.warning("group keeps its offsets", extra={"action": "reset_refused", "reason": with_members})
+        await self._control.progress.put_topics(table.id, {topic: identity})
+        if begun is not None:
+            raise LogUnavailable(f"topic {topic} is another one now.", "It is read from its beginning.")
+
+    async def _reset(self, topic: str, table: VectorTable) -> str:
+        ends = await self._log.end_offsets(topic)
+        try:
+            await self._log.reset(topic, bridge_group(table.storage_name), dict.fromkeys(ends, 0))
+        except WalvecError as e:
+            return e.message
+        return ""
+
+    async def _begin(self, table: VectorTable, topic: str) -> None:
+        """Reading begins at the topic's end: what is in it has committed, and the first backfill reads its outcome. Its
+        last records tell how high that backfill may be stamped."""
+        source = self._source
+        ends = await self._log.end_offsets(topic)
+        translator = Translator(table, source, epoch=EPOCH, topic="", partitions=1, headers=False)
+        sequence = 0
+        snapshots: dict[int, list[tuple[int, int]]] = {}
+        for partition, end in ends.items():
+            records = [r async for r in self._log.read(topic, partition, max(end - _TAIL, 0), end)]
+            events = translator.parse([Fetch(partition, records)]) if records else []
+            sequence = max(sequence, highest_sequence(p.event for p in events if p.event is not None))
+            base = Bases()
+            for item in events:
+                if item.event is not None and base.meet(item.event, item.record.offset):
+                    snapshots.setdefault(partition, []).append((item.record.offset, item.event.lsn))
+        await self._control.progress.put_bridge(table.id, starts=ends, sequence=sequence, snapshots=snapshots)
+        log.info(
+            "reading begins at the end of the topic",
+            extra={"action": "bridge_begins", "table": table.name, "topic": topic, "sequence": sequence},
+        )
+
+    async def _translator(self, table: VectorTable, source: TopicSource, partitions: int) -> Translator:
+        return Translator(
+            table,
+            source,
+            epoch=EPOCH,
+            topic=changes_topic(table.storage_name),
+            partitions=partitions,
+            headers=self._log.keeps_headers,
+            leaves=await self._leaves(table),
+        )
+
+    async def _leaves(self, table: VectorTable) -> set[tuple[str, str]]:
+        """Partitions of the source table: a connector may name them instead of it."""
+        session = await open_session(self._control.feed.current.connections[table.connection_id].dsn)
+        try:
+            with source_errors():
+                rows = await fetch_all(
+                    session,
+                    "SELECT n.nspname::text, c.relname::text FROM pg_partition_tree(%(name)s::regclass) p"
+                    " JOIN pg_class c ON c.oid = p.relid JOIN pg_namespace n ON n.oid = c.relnamespace",
+                    {"name": _quoted(table)},
+                )
+        finally:
+            await session.close()
+        return {(schema, name) for schema, name in rows}
+
+    # ------------------------------------------------------------------ one batch
+
+    async def _took(
+        self,
+        translator: Translator,
+        table: VectorTable,
+        source: TopicSource,
+        partitions: int,
+        fetches: Sequence[Fetch],
+        producer: FittingProducer,
+    ) -> Translator:
+        parsed = translator.parse(fetches)
+        if translator.strangers(parsed):
+            translator = await self._translator(table, source, partitions)
+        known = self._progress.snapshot_lsns
+        out = translator.translate(parsed, self._bases, known)
+        await self._note(table, out, known)
+        if out.letters:
+            await bury(out.letters, table, control=self._control, log=self._log)
+        if out.records:
+            began = time.monotonic()
+            await producer.append(changes_topic(table.storage_name), out.records)
+            since = time.time() - out.commit_ms / 1000 if out.commit_ms else 0.0
+            counts = self._stream.counts.table(changes_topic(table.storage_name))
+            counts.appended(len(out.records), time.monotonic() - began, since)
+        if out.cleared:
+            await read_again(self._control, [table], "a partition of the source table was truncated")
+        self._events += out.events
+        await self._limit(table, source, out)
+        return translator
+
+    async def _note(self, table: VectorTable, out: Bridged, known: Sequence[int]) -> None:
+        """Stores what was learned of the topic: how far the connector has come, and where a snapshot began. A further
+        snapshot may follow a gap in what the connector has seen: the table is read again then."""
+        self._sequence = max(self._sequence, out.sequence)
+        new = {lsn for found in out.snapshots.values() for _, lsn in found} - set(known)
+        due = time.monotonic() - self._stored_at > _STORE_SECONDS and self._sequence > self._progress.sequence
+        if not (out.snapshots or due):
+            return
+        if new and (known or self._progress.sequence):
+            stored = await self._control.progress.bridge(table.id) or BridgeProgress()
+            if not new <= set(stored.snapshot_lsns):
+                await read_again(self._control, [table], "the connector has taken a further snapshot")
+        await self._control.progress.put_bridge(table.id, sequence=self._sequence, snapshots=out.snapshots)
+        self._progress = await self._control.progress.bridge(table.id) or BridgeProgress()
+        self._stored_at = time.monotonic()
+
+    async def _limit(self, table: VectorTable, source: TopicSource, out: Bridged) -> None:
+        """Past a limit of letters in a row the table stops instead of draining the topic into them."""
+        self._in_row = out.in_row if out.events else self._in_row + out.in_row
+        if self._in_row < self._settings.embedder.dead_letter_limit:
+            return
+        self._in_row = 0
+        last = out.letters[-1].reason if out.letters else ""
+        await self._control.states.set_error(
+            table.id,
+            STRANGE_TOPIC,
+            f"the records of topic {source.kafka_topic} are not changes of"
+            f" {table.source_schema}.{table.source_table}: {last}",
+            f"Mend the connector or the definition, then `walvec resume {table.name}`; `walvec verify --repair` makes"
+            " up for what was not read.",
+        )
+
+    async def _tell(self, reason: str, *, state: str = "reading") -> None:
+        now = time.monotonic()
+        if now - self._reported_at < _STORE_SECONDS and reason == self._told:
+            return
+        self._reported_at, self._told = now, reason
+        report = {"state": state, "reason": reason, "events": self._events, "partitions": sorted(self._owned)}
+        try:
+            await self._control.reports.put("bridge", self._id, report)
+            if self._sequence > self._progress.sequence:
+                await self._control.progress.put_bridge(self._id, sequence=self._sequence)
+                self._progress = await self._control.progress.bridge(self._id) or BridgeProgress()
+        except (ControlUnavailable, NotFound) as e:
+            log.warning("report not stored", extra={"action": "report_unstored", "reason": e.message})
+
+
+def _stopped(table: VectorTable) -> bool:
+    """Dead letters of later stages do not stop the bridge: what the topic has still reaches the log."""
+    return table.error is not None and table.error.get("kind") in (STRANGE_TOPIC, TableChanged.kind)
+
+
+def _quoted(table: VectorTable) -> str:
+    return ".".join('"' + part.replace('"', '""') + '"' for part in (table.source_schema, table.source_table))
+
+
+async def within(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return
