@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from walvec.contracts.errors import LogUnavailable, NotFound, PartitionLost
 from tests.plugins.kafka import KafkaCluster
+from walvec.contracts.errors import LogUnavailable, NotFound, PartitionLost
 from walvec.runtime.settings import KafkaSettings, LogSettings
 from walvec.transport.kafka import KafkaLog
 from walvec.transport.local import LocalLog, log_path
@@ -60,7 +60,7 @@ async def memory(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[
 
 @contextlib.asynccontextmanager
 async def kafka(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[Open]:
-    """Every opening is a client of the session's broker; its topics go when the test ends, and group offsets with them."""
+    """Every opening is a client of the session's broker; its topics and groups end with the test."""
     cluster: KafkaCluster = request.getfixturevalue("kafka")
     logs: list[KafkaLog] = []
 

@@ -286,9 +286,9 @@ class Admin:
                     continue
                 found[place.topic, place.partition] = (result.offset, result.timestamp)
                 left.discard((place.topic, place.partition))
-            for error, topic in failures:
-                if error.code() not in _LEADER_MOVES or time.monotonic() > deadline:
-                    raise self._client.translate(error, topic)
+            for failure, topic in failures:
+                if failure.code() not in _LEADER_MOVES or time.monotonic() > deadline:
+                    raise self._client.translate(failure, topic)
             if left:
                 await asyncio.sleep(0.05)
         return found
