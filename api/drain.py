@@ -26,9 +26,11 @@ from walvec.contracts.errors import (
 )
 from walvec.contracts.position import format_lsn
 from walvec.definitions.model import Connection, Snapshot, VectorTable
+from walvec.transport.ports import Log
 from walvec.transport.records import changes_topic, embedder_group, sink_group, vectors_topic
 
 OUTAGES = (ControlUnavailable, LogUnavailable, SourceUnavailable, StoreUnavailable, SlotInUse)
+_IDENTITY_SECONDS = 2.0  # how often a wait makes sure that its topic is still the one it began with
 _LOOK_SECONDS = 0.1  # how long one wait for the log lasts when nothing is appended
 _BREATH_SECONDS = 0.01  # least time between two looks, so that a busy log does not make this loop spin
 
@@ -132,10 +134,14 @@ class _Drain:
             while not read.done():
                 await self._check(table_id)
                 await asyncio.wait((read,), timeout=_LOOK_SECONDS)
-            await self._tasks(table_id)
-            for _ in range(2):
-                await self._stage(table_id, "embedder", changes_topic, embedder_group)
-                await self._stage(table_id, "sink", vectors_topic, sink_group)
+            while True:
+                topics = await self._topics(table_id)
+                await self._tasks(table_id)
+                for _ in range(2):
+                    await self._stage(table_id, "embedder", changes_topic, embedder_group)
+                    await self._stage(table_id, "sink", vectors_topic, sink_group)
+                if await self._topics(table_id) == topics:
+                    break  # else one was deleted meanwhile: what was in it is read again
         except Ended as e:
             self._end([table_id], e.message)
         self.waiting.discard(table_id)
@@ -207,6 +213,19 @@ class _Drain:
             self._say([table_id], f"waiting for its {tasks[0].task_type} ({rows_done(tasks[0])} rows read{why})")
             await self._pace()
 
+    async def _topics(self, table_id: str) -> Mapping[str, str]:
+        """Waits until the table's topics are those that cdc last routed to; their identities. A topic that somebody
+        deleted looks drained: once cdc knows the new one, the rebackfill that makes up for it is open."""
+        control, log = self.services.control, self.services.log
+        while True:
+            await self._check(table_id)
+            stored: Mapping[str, str] = await self._try([table_id], lambda: control.progress.topics([table_id]))
+            other = [t for t, i in stored.items() if await self._try([table_id], lambda t=t: _identity(log, t)) != i]  # type: ignore[misc]
+            if not other:
+                return stored
+            self._say([table_id], f"waiting for cdc to make up for {', '.join(other)}, which was deleted")
+            await asyncio.sleep(_LOOK_SECONDS)
+
     async def _stage(
         self, table_id: str, role: str, topic_of: Callable[[str], str], group_of: Callable[[str], str]
     ) -> None:
@@ -217,8 +236,17 @@ class _Drain:
             ends = await self._try([table_id], lambda: log.end_offsets(topic))
         except NotFound:
             return  # nothing was ever written to it
+        before = await self._try([table_id], lambda: _identity(log, topic))
+        looked = time.monotonic()
         while True:
-            done = await self._try([table_id], lambda: log.committed(topic, group))
+            if time.monotonic() - looked > _IDENTITY_SECONDS:
+                looked = time.monotonic()
+                if await self._try([table_id], lambda: _identity(log, topic)) != before:
+                    return  # these ends will never be reached; the topics are compared after the last stage
+            try:
+                done = await self._try([table_id], lambda: log.committed(topic, group))
+            except NotFound:
+                return
             behind = sum(max(0, end - done.get(p, 0)) for p, end in ends.items())
             if not behind:
                 return
@@ -275,6 +303,13 @@ async def pace(services: Services) -> None:
     rest = _BREATH_SECONDS - (time.monotonic() - start)
     if rest > 0:
         await asyncio.sleep(rest)
+
+
+async def _identity(log: Log, topic: str) -> str | None:
+    try:
+        return await log.topic_identity(topic)
+    except NotFound:
+        return None
 
 
 def _stopped(table: VectorTable) -> bool:

@@ -39,13 +39,13 @@ async def ready(services: Use) -> Json:
 
 
 async def _checks(services: Services) -> dict[str, dict[str, Any]]:
-    control, log = await asyncio.gather(_answers(services.snapshot()), _answers(services.log.identity()))
+    control, log = await asyncio.gather(_answers(services.snapshot()), _answers(services.reach.check(_PATIENCE)))
     return {"control_database": control, "log": log}
 
 
 async def _answers(question: Awaitable[Any]) -> dict[str, Any]:
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_PATIENCE + 0.5):
             await question
     except TimeoutError:
         return {"ok": False, "detail": f"no answer within {_PATIENCE:g} s"}

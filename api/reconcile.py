@@ -16,6 +16,7 @@ from api.ports import Models, SearchStore, Source
 from api.validation import build_vector_table, known_provider, new_id
 from walvec.contracts.errors import Conflict, DefinitionError, NotFound, WalvecError
 from walvec.definitions.document import ConnectionSpec, Document, ProviderSpec, VectorTableSpec, same_dsn
+from walvec.definitions.making import create_topics
 from walvec.definitions.model import Connection, EmbeddingProvider, Generation, Snapshot, StoreKind, VectorTable
 from walvec.definitions.ports import Control
 from walvec.transport.ports import Log
@@ -410,8 +411,7 @@ async def create_vector_table(table: VectorTable, control: Control, store: Searc
     try:
         await store.ensure(table, table.active)
         await store.show(table, table.active)
-        for topic in _topics(table):
-            await log.ensure_topic(topic)
+        await create_topics(log, _topics(table))
         await control.definitions.put_vector_table(table)
     except WalvecError:
         await _undo(table, control, store, log)

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from api.memory import Memory
 from api.ports import Models, SearchStore, Source
 from api.problems import Problem
+from api.reach import LogReach
 from walvec.definitions.model import Connection, EmbeddingProvider, Snapshot, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime.settings import Settings
@@ -30,6 +31,10 @@ class Services:
     models: Models
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     memory: Memory = field(default_factory=Memory)
+    reach: LogReach = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reach", LogReach(self.log, self.settings))
 
     async def snapshot(self) -> Snapshot:
         """As stored now: what a request wrote, the next one reads. (The feed may be a second late.)"""

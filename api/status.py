@@ -190,13 +190,16 @@ async def _reached(
 async def _stages(services: Services, table: VectorTable, unreachable: list[str]) -> tuple[Lag | None, Lag | None]:
     name = table.storage_name
     try:
-        return (
-            await lag_of(services.log, changes_topic(name), embedder_group(name)),
-            await lag_of(services.log, vectors_topic(name), sink_group(name)),
-        )
+        async with asyncio.timeout(_PATIENCE):
+            return (
+                await lag_of(services.log, changes_topic(name), embedder_group(name)),
+                await lag_of(services.log, vectors_topic(name), sink_group(name)),
+            )
+    except TimeoutError:
+        unreachable.append(f"log: {services.reach.silent(_PATIENCE)}")
     except WalvecError as e:
-        unreachable.append(f"log: {e.message}")
-        return None, None
+        unreachable.append(f"log: {e}")
+    return None, None
 
 
 def _lag_json(lag: Lag | None) -> dict[str, Any] | None:

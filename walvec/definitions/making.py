@@ -8,7 +8,7 @@ maker sees that the table is gone: nothing is left behind, however late a role h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from walvec.contracts.errors import LogUnavailable, NotFound, StoreUnavailable
@@ -28,13 +28,26 @@ async def ensure_topics(table: VectorTable, *topics: str, control: Control, log:
     """
 
     async def create() -> list[int]:
-        return [await log.ensure_topic(topic) for topic in topics]
+        return await create_topics(log, topics)
 
     async def take_back() -> None:
         for topic in topics:
             await log.delete_topic(topic)
 
     return await make(table, create, take_back, control=control)
+
+
+async def create_topics(log: Log, topics: Sequence[str]) -> list[int]:
+    """Side by side, so that what an administrator has to do is told for all of them. Raises as `ensure_topic`."""
+    made = await asyncio.gather(*(log.ensure_topic(topic) for topic in topics), return_exceptions=True)
+    refused = [found for found in made if isinstance(found, LogUnavailable)]
+    for found in made:
+        if isinstance(found, BaseException) and not isinstance(found, LogUnavailable):
+            raise found
+    if refused:
+        messages, cures = dict.fromkeys(e.message for e in refused), dict.fromkeys(e.cure for e in refused)
+        raise LogUnavailable(" ".join(messages), "\n".join(cures)) from refused[0]
+    return [found for found in made if isinstance(found, int)]
 
 
 async def make(
