@@ -143,7 +143,7 @@ class DebeziumConnect:
         return [found["connector"], *found["tasks"]]
 
     def tail(self) -> str:
-        return self._log.read_text(encoding="utf-8", errors="replace")[-6000:] if self._log.exists() else ""
+        return self._log.read_text(encoding="utf-8", errors="replace")[-20000:] if self._log.exists() else ""
 
     def _streams(self) -> bool:
         with psycopg.connect(self._dsn, autocommit=True) as connection:

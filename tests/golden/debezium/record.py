@@ -24,8 +24,8 @@ from psycopg import sql
 from tests.golden.debezium import tables
 from tests.plugins import kafka as broker
 from tests.plugins import postgres as server
+from tests.plugins import postgres15, processes
 from tests.plugins.connect import STRING, DebeziumConnect
-from walvec.runtime.embedded_postgres import EmbeddedPostgres
 
 HERE = Path(__file__).parent
 MARKER = "public.marker"
@@ -34,7 +34,10 @@ Steps = Callable[["World"], None]
 
 @dataclass(frozen=True)
 class Scenario:
-    """`before` runs ahead of the connector (its rows are the snapshot), `steps` while it streams."""
+    """`before` runs ahead of the connector (its rows are the snapshot), `steps` while it streams.
+
+    `packaged`: on PostgreSQL 15 as the distribution has it, with the extensions that come along.
+    """
 
     before: str
     steps: Steps | str
@@ -42,6 +45,7 @@ class Scenario:
     options: Mapping[str, str] = field(default_factory=dict)
     schemas: bool = False
     worker: Mapping[str, str] = field(default_factory=dict)
+    packaged: bool = False
 
 
 class World:
@@ -143,12 +147,24 @@ def _tables(dsn: str, names: tuple[str, ...]) -> dict[str, list[dict[str, str | 
 
 
 @contextmanager
-def _world(name: str, scenario: Scenario, postgres: EmbeddedPostgres, kafka: broker.KafkaCluster) -> Iterator[World]:
-    with psycopg.connect(postgres.dsn("postgres"), autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*map(sql.Identifier, (name, server.TEMPLATE)))
-        )
-    dsn = postgres.dsn(name)
+def _packaged() -> Iterator[postgres15.OlderServer]:
+    directory = processes.directory("walvec-golden15-")
+    programs = next(Path(p) for p in postgres15.PLACES if (Path(p) / "postgres").is_file())
+    older = postgres15.OlderServer(programs, directory)
+    try:
+        older.start()
+        yield older
+    finally:
+        older.stop()
+
+
+@contextmanager
+def _world(name: str, scenario: Scenario, dsn_of: Callable[[str], str], kafka: broker.KafkaCluster) -> Iterator[World]:
+    with psycopg.connect(dsn_of("postgres"), autocommit=True) as connection:
+        template = "template0" if scenario.packaged else server.TEMPLATE
+        made = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        connection.execute(made.format(sql.Identifier(name), sql.Identifier(template)))
+    dsn = dsn_of(name)
     options = {"skipped.operations": "none", **scenario.options}
     connect = DebeziumConnect(
         dsn, kafka, name, [*scenario.tables, MARKER], options, schemas=scenario.schemas, worker=scenario.worker
@@ -159,9 +175,9 @@ def _world(name: str, scenario: Scenario, postgres: EmbeddedPostgres, kafka: bro
         yield world
 
 
-def record(name: str, scenario: Scenario, postgres: EmbeddedPostgres, kafka: broker.KafkaCluster) -> int:
-    """The number of records."""
-    with _world(name, scenario, postgres, kafka) as world:
+def record(name: str, scenario: Scenario, dsn_of: Callable[[str], str], kafka: broker.KafkaCluster) -> int:
+    """The number of records. `dsn_of`: the connection string of a database."""
+    with _world(name, scenario, dsn_of, kafka) as world:
         if isinstance(scenario.steps, str):
             world.execute(scenario.steps)
         else:
@@ -175,23 +191,37 @@ def record(name: str, scenario: Scenario, postgres: EmbeddedPostgres, kafka: bro
     return len(records)
 
 
-def _restart(world: World) -> None:
-    """Kill -9 before an offset was written, an orderly restart, and a lost offset file."""
+def _redelivery(world: World) -> None:
+    """Kill -9 with the offsets of a while ago, then an orderly restart."""
+    world.connect.stop()  # writes the offsets: from here on a kill delivers again
+    world.connect.start()
+    world.execute("INSERT INTO docs VALUES (10, 'ten', 'ten', 1);\nUPDATE docs SET title = 'ten again' WHERE id = 10")
+    world.execute("DELETE FROM docs WHERE id = 3;\nUPDATE docs SET id = 11 WHERE id = 10")
+    world.settled()
+    world.connect.kill()
+    world.execute("UPDATE docs SET title = 'nobody reads' WHERE id = 11;\nDELETE FROM docs WHERE id = 2")
+    world.connect.start()
+    world.settled()
+    world.connect.stop()
+    world.execute("UPDATE docs SET title = 'stopped in order' WHERE id = 11")
+    world.connect.start()
+
+
+def _snapshot_again(world: World) -> None:
+    """The connector's offsets are lost, and rows are deleted meanwhile; at the end the table is empty."""
     world.execute("INSERT INTO docs VALUES (10, 'ten', 'ten', 1);\nUPDATE docs SET title = 'ten again' WHERE id = 10")
     world.settled()
     world.connect.kill()
+    world.connect.forget_offsets()
     world.execute("UPDATE docs SET title = 'ten, nobody reads' WHERE id = 10;\nDELETE FROM docs WHERE id = 2")
     world.connect.start()
-    world.settled()
-    world.connect.stop()
-    world.execute("UPDATE docs SET title = 'ten, stopped in order' WHERE id = 10")
-    world.connect.start()
+    world.execute("UPDATE docs SET title = 'ten, after the second snapshot' WHERE id = 10")
     world.settled()
     world.connect.stop()
     world.connect.forget_offsets()
-    world.execute("UPDATE docs SET title = 'ten, offsets lost' WHERE id = 10")
+    world.execute("DELETE FROM docs")
     world.connect.start()
-    world.execute("UPDATE docs SET title = 'ten, at last' WHERE id = 10")
+    world.execute("INSERT INTO docs VALUES (12, 'twelve', 'after a snapshot of no row', 1)")
 
 
 def _incremental(world: World) -> None:
@@ -208,11 +238,15 @@ def _incremental(world: World) -> None:
     world.connect.wait(lambda: _closed(world, 3))
     world.execute("UPDATE docs SET title = 'after the incremental' WHERE id = 1")
     world.settled()
-    before = len(world.records())
+    before = _read_by_snapshots(world)
     world.execute(signal.format("b", "blocking"))
-    world.connect.wait(lambda: sum('"op":"r"' in (r["value"] or "") for r in world.records()[before:]) >= 3)
+    world.connect.wait(lambda: _read_by_snapshots(world) >= before + 3)
     world.settled()
     world.execute("UPDATE docs SET title = 'after the blocking' WHERE id = 1")
+
+
+def _read_by_snapshots(world: World) -> int:
+    return sum('"op":"r"' in (record["value"] or "") for record in world.records())
 
 
 def _closed(world: World, chunks: int) -> bool:
@@ -236,15 +270,14 @@ def _transactions(world: World) -> None:
     world.execute("UPDATE docs SET title = 'afterwards' WHERE id = 1")
 
 
-_TYPES_STEPS = tables.TYPES_STREAMED
-
 SCENARIOS: dict[str, Scenario] = {
     "plain": Scenario(tables.DOCS, tables.WORKLOAD),
     "schema": Scenario(tables.DOCS, tables.WORKLOAD, schemas=True),
     "full": Scenario(tables.DOCS + "ALTER TABLE docs REPLICA IDENTITY FULL;\n", tables.WORKLOAD),
     "keys": Scenario(tables.KEYS, tables.KEYS_STREAMED, tables.KEYS_TABLES),
     "keys_schema": Scenario(tables.KEYS, tables.KEYS_STREAMED, tables.KEYS_TABLES, schemas=True),
-    "restart": Scenario(tables.DOCS, _restart, worker={"offset.flush.interval.ms": "600000"}),
+    "redelivery": Scenario(tables.DOCS, _redelivery, worker={"offset.flush.interval.ms": "600000"}),
+    "snapshot_again": Scenario(tables.DOCS, _snapshot_again),
     "incremental": Scenario(
         tables.DOCS + "CREATE TABLE signals (id varchar(64) PRIMARY KEY, type varchar(32), data text);\n",
         _incremental,
@@ -255,37 +288,35 @@ SCENARIOS: dict[str, Scenario] = {
         _transactions,
         options={"provide.transaction.metadata": "true", "topic.creation.default.partitions": "3"},
     ),
-    "types_precise": Scenario(tables.TYPES, _TYPES_STEPS, tables.TYPES_TABLES, schemas=True),
-    "types_precise_plain": Scenario(tables.TYPES, _TYPES_STEPS, tables.TYPES_TABLES),
+    "types_precise": Scenario(tables.TYPES, tables.TYPES_STREAMED, tables.TYPES_TABLES, schemas=True),
+    "types_precise_plain": Scenario(tables.TYPES, tables.TYPES_STREAMED, tables.TYPES_TABLES),
     "types_string": Scenario(
         tables.TYPES,
-        _TYPES_STEPS,
+        tables.TYPES_STREAMED,
         tables.TYPES_TABLES,
         schemas=True,
         options={
             "decimal.handling.mode": "string",
             "time.precision.mode": "isostring",
             "binary.handling.mode": "hex",
-            "hstore.handling.mode": "json",
             "interval.handling.mode": "string",
         },
     ),
     "types_double": Scenario(
         tables.TYPES,
-        _TYPES_STEPS,
+        tables.TYPES_STREAMED,
         tables.TYPES_TABLES,
         schemas=True,
         options={
             "decimal.handling.mode": "double",
             "time.precision.mode": "connect",
             "binary.handling.mode": "base64-url-safe",
-            "hstore.handling.mode": "map",
             "include.unknown.datatypes": "true",
         },
     ),
     "types_microseconds": Scenario(
         tables.TYPES,
-        _TYPES_STEPS,
+        tables.TYPES_STREAMED,
         tables.TYPES_TABLES,
         schemas=True,
         options={
@@ -296,10 +327,18 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "types_nanoseconds": Scenario(
         tables.TYPES,
-        _TYPES_STEPS,
+        tables.TYPES_STREAMED,
         tables.TYPES_TABLES,
         schemas=True,
         options={"decimal.handling.mode": "string", "time.precision.mode": "nanoseconds"},
+    ),
+    "contrib": Scenario(tables.CONTRIB, tables.CONTRIB_STREAMED, tables.CONTRIB_TABLES, schemas=True, packaged=True),
+    "contrib_map": Scenario(
+        tables.CONTRIB,
+        tables.CONTRIB_STREAMED,
+        tables.CONTRIB_TABLES,
+        options={"hstore.handling.mode": "map"},
+        packaged=True,
     ),
     "unwrapped": Scenario(
         tables.DOCS,
@@ -347,9 +386,10 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 def main(names: list[str]) -> None:
-    with server.started() as postgres, broker.started(heap="256m") as kafka:
+    with server.started() as postgres, _packaged() as older, broker.started(heap="256m") as kafka:
+        servers = {False: postgres.dsn, True: older.dsn}
         for name in names or list(SCENARIOS):
-            print(name, record(name, SCENARIOS[name], postgres, kafka), flush=True)  # noqa: T201
+            print(name, record(name, SCENARIOS[name], servers[SCENARIOS[name].packaged], kafka), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
