@@ -17,7 +17,7 @@ import numpy as np
 
 from embedder import encoder
 from embedder.coalescer import coalesce
-from embedder.dispatch import Answer, Dispatcher, Saved, Usage
+from embedder.dispatch import Answer, Dispatcher, Usage
 from embedder.planner import Claim, Delete, Embed, Planner, Reread, Row, Truncate
 from embedder.ports import RowReader, StoreLookup
 from walvec.contracts import wire
@@ -212,6 +212,7 @@ class Batch:
         embeds: list[Row] = []
         rereads: list[Reread] = []
         behind: list[tuple[Batch, Row]] = []
+        unchanged = 0
         damaged: list[DeadLetter] = []
         for partition, change in truncates:
             plan = planner.plan(change)
@@ -234,7 +235,7 @@ class Batch:
                     earlier = context.embedding.get((generation.number, row.key))
                     if earlier is None:
                         out.append(_claim(row))
-                        context.usage.save("unchanged")
+                        unchanged += 1
                     else:
                         behind.append((earlier, row))
                 case Delete():
@@ -243,6 +244,7 @@ class Batch:
                     rereads.append(plan)
                 case Truncate():
                     raise AssertionError("truncates are planned apart")
+        context.usage.save("unchanged", unchanged)
         await self._emit(out)
         if damaged:
             await self._bury(damaged)
@@ -279,17 +281,20 @@ class Batch:
         dispatcher = context.dispatcher_of(generation)
         out: list[Record] = []
         left: list[Row] = []
+        superseded = unchanged = 0
         older = [r.key for r in rows if not r.fresh]
         versions = await self._ask(lambda: context.lookup.versions(table, generation, older)) if older else {}
         for row in rows:
             stored = versions.get(row.key)
             if stored is not None and stored.position >= row.position:
-                context.usage.save("superseded")  # rule guard: the store would refuse it
+                superseded += 1  # rule guard: the store would refuse it
             elif stored is not None and not row.force and stored.live and stored.hashes == (row.hash,):
                 out.append(_claim(row))
-                context.usage.save("unchanged")
+                unchanged += 1
             else:
                 left.append(row)
+        context.usage.save("superseded", superseded)
+        context.usage.save("unchanged", unchanged)
         memory = dispatcher.memory
         by_hash: dict[str, list[Row]] = {}
         for row in left:
@@ -301,14 +306,13 @@ class Batch:
             if len(same) > 1:
                 context.usage.save("same_batch", len(same) - 1)
             known = memory.get(content_hash)
-            saved: Saved = "memory" if known is not None else "store_hash"
             if known is None and (stored_vector := found.get(content_hash)) is not None:
                 known = np.ascontiguousarray(stored_vector, dtype="<f4").tobytes()
                 memory.put(content_hash, known)
             if known is None:
                 texts.append((content_hash, same[0].text))
                 continue
-            context.usage.save(saved)
+            context.usage.save("store_hash" if content_hash in found else "memory")
             context.usage.embedded += len(same)
             sent = dispatcher.sent_text(same[0].text)
             out.extend(_upsert(row, sent, known) for row in same)
