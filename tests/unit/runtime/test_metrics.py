@@ -101,8 +101,13 @@ def test_alerts_have_distinct_names() -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-def test_promtool_accepts_the_rules() -> None:
-    done = subprocess.run(["promtool", "check", "rules", str(ALERTS)], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    "command",
+    [("check", "rules", ALERTS), ("test", "rules", Path(__file__).with_name("alerts_test.yml"))],
+    ids=["check", "test"],
+)
+def test_promtool_accepts_the_rules_and_they_fire_when_they_should(command: tuple[object, ...]) -> None:
+    done = subprocess.run(["promtool", *map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
