@@ -270,6 +270,32 @@ def _transactions(world: World) -> None:
     world.execute("UPDATE docs SET title = 'afterwards' WHERE id = 1")
 
 
+def _long_transaction(world: World) -> None:
+    """Changes made before a snapshot and committed after it: it has not seen them, and their LSN is below its own."""
+    signal = """INSERT INTO signals VALUES ('{0}', 'execute-snapshot',
+        '{{"data-collections": ["public.docs"], "type": "{0}"}}')"""
+    with psycopg.connect(world.dsn) as long:
+        long.execute("UPDATE docs SET title = 'before the incremental, committed after it' WHERE id = 1")
+        world.execute(signal.format("incremental"))
+        world.connect.wait(lambda: _closed(world, 1))
+        world.settled()
+    world.settled()
+    with psycopg.connect(world.dsn) as long:
+        long.execute("UPDATE docs SET title = 'before the blocking, committed after it' WHERE id = 2")
+        before = _read_by_snapshots(world)
+        world.execute(signal.format("blocking"))
+        world.connect.wait(lambda: _read_by_snapshots(world) >= before + 3)
+        world.settled()
+    world.settled()
+    world.connect.stop()
+    world.connect.forget_offsets()
+    with psycopg.connect(world.dsn) as long:
+        long.execute("UPDATE docs SET title = 'before the second initial, committed after it' WHERE id = 3")
+        world.execute("UPDATE docs SET title = 'in the second initial' WHERE id = 2")
+        world.connect.start()
+    world.execute("UPDATE docs SET title = 'last' WHERE id = 1")
+
+
 SCENARIOS: dict[str, Scenario] = {
     "plain": Scenario(tables.DOCS, tables.WORKLOAD),
     "schema": Scenario(tables.DOCS, tables.WORKLOAD, schemas=True),
@@ -282,6 +308,11 @@ SCENARIOS: dict[str, Scenario] = {
         tables.DOCS + "CREATE TABLE signals (id varchar(64) PRIMARY KEY, type varchar(32), data text);\n",
         _incremental,
         options={"signal.data.collection": "public.signals", "incremental.snapshot.chunk.size": "1"},
+    ),
+    "long_transaction": Scenario(
+        tables.DOCS + "CREATE TABLE signals (id varchar(64) PRIMARY KEY, type varchar(32), data text);\n",
+        _long_transaction,
+        options={"signal.data.collection": "public.signals"},
     ),
     "transactions": Scenario(
         tables.DOCS,
