@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack
 
 from cdc.bridge_batch import Bridged, Translator
 from cdc.catalog import fetch_all
-from cdc.debezium_order import Bases, highest_sequence
+from cdc.debezium_order import Bases, Lives, highest_sequence
 from cdc.encoder import TablePlan
 from cdc.oversized import FittingProducer
 from cdc.session import open_session, source_errors
@@ -52,6 +52,11 @@ EPOCH = 0
 STRANGE_TOPIC = "source_topic"
 """Kind of table error: the topic does not hold what it should."""
 
+_LEAVES = """
+SELECT n.nspname::text, c.relname::text FROM pg_partition_tree(%(name)s::regclass) p
+  JOIN pg_class c ON c.oid = p.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+"""
+
 
 class TopicMissing(NotFound):
     """The table's source topic does not exist."""
@@ -69,6 +74,7 @@ class Bridge:
         self._topics = Topics(control, transport)
         self._bases: dict[int, Bases] = {}
         self._progress = BridgeProgress()
+        self._lives = Lives()
         self._owned: frozenset[int] = frozenset()
         self._in_row = 0
         self._sequence = 0
@@ -261,6 +267,14 @@ class Bridge:
         )
 
     async def _translator(self, table: VectorTable, source: TopicSource, partitions: int) -> Translator:
+        """With what the catalog has now: a connector may name partitions instead of the table."""
+        session = await open_session(self._control.feed.current.connections[table.connection_id].dsn)
+        try:
+            with source_errors():
+                leaves = await fetch_all(session, _LEAVES, {"name": _quoted(table)})
+                enums = await fetch_all(session, "SELECT oid::bigint FROM pg_type WHERE typtype = 'e'")
+        finally:
+            await session.close()
         return Translator(
             table,
             source,
@@ -268,23 +282,9 @@ class Bridge:
             topic=changes_topic(table.storage_name),
             partitions=partitions,
             headers=self._log.keeps_headers,
-            leaves=await self._leaves(table),
+            leaves={(schema, name) for schema, name in leaves},
+            enums={oid for (oid,) in enums},
         )
-
-    async def _leaves(self, table: VectorTable) -> set[tuple[str, str]]:
-        """Partitions of the source table: a connector may name them instead of it."""
-        session = await open_session(self._control.feed.current.connections[table.connection_id].dsn)
-        try:
-            with source_errors():
-                rows = await fetch_all(
-                    session,
-                    "SELECT n.nspname::text, c.relname::text FROM pg_partition_tree(%(name)s::regclass) p"
-                    " JOIN pg_class c ON c.oid = p.relid JOIN pg_namespace n ON n.oid = c.relnamespace",
-                    {"name": _quoted(table)},
-                )
-        finally:
-            await session.close()
-        return {(schema, name) for schema, name in rows}
 
     # ------------------------------------------------------------------ one batch
 
@@ -300,9 +300,10 @@ class Bridge:
         parsed = translator.parse(fetches)
         if translator.strangers(parsed):
             translator = await self._translator(table, source, partitions)
-        known = self._progress.snapshot_lsns
-        out = translator.translate(parsed, self._bases, known)
-        await self._note(table, out, known)
+        known = self._progress
+        sequence = max(self._sequence, known.sequence)
+        out = translator.translate(parsed, self._bases, self._lives, sequence, known.snapshot_lsns)
+        await self._note(table, out)
         if out.letters:
             await bury(out.letters, table, control=self._control, log=self._log)
         if out.records:
@@ -317,21 +318,20 @@ class Bridge:
         await self._limit(table, source, out)
         return translator
 
-    async def _note(self, table: VectorTable, out: Bridged, known: Sequence[int]) -> None:
-        """Stores what was learned of the topic: how far the connector has come, and where a snapshot began. A further
-        snapshot may follow a gap in what the connector has seen: the table is read again then."""
+    async def _note(self, table: VectorTable, out: Bridged) -> None:
+        """Stores what was learned of the topic: how far the connector has come, and where a snapshot began. What
+        happened while a connector had lost its place may not be in the topic: the table is read again, and swept."""
+        if out.begins:
+            stored = (await self._control.progress.bridge(table.id) or BridgeProgress()).snapshot_lsns
+            new = {lsn for found in out.snapshots.values() for _, lsn in found}
+            if not new or not new <= set(stored):  # else the reader of another partition has noticed it
+                await read_again(self._control, [table], "the connector began anew, without its offsets")
         self._sequence = max(self._sequence, out.sequence)
-        new = {lsn for found in out.snapshots.values() for _, lsn in found} - set(known)
         due = time.monotonic() - self._stored_at > _STORE_SECONDS and self._sequence > self._progress.sequence
-        if not (out.snapshots or due):
-            return
-        if new and (known or self._progress.sequence):
-            stored = await self._control.progress.bridge(table.id) or BridgeProgress()
-            if not new <= set(stored.snapshot_lsns):
-                await read_again(self._control, [table], "the connector has taken a further snapshot")
-        await self._control.progress.put_bridge(table.id, sequence=self._sequence, snapshots=out.snapshots)
-        self._progress = await self._control.progress.bridge(table.id) or BridgeProgress()
-        self._stored_at = time.monotonic()
+        if out.snapshots or out.begins or due:
+            await self._control.progress.put_bridge(table.id, sequence=self._sequence, snapshots=out.snapshots)
+            self._progress = await self._control.progress.bridge(table.id) or BridgeProgress()
+            self._stored_at = time.monotonic()
 
     async def _limit(self, table: VectorTable, source: TopicSource, out: Bridged) -> None:
         """Past a limit of letters in a row the table stops instead of draining the topic into them."""

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cdc.debezium import Decoder, Event
-from cdc.debezium_order import Bases, highest_sequence, position_of
+from cdc.debezium_order import Bases, Lives, highest_sequence, position_of
 from cdc.encoder import Batch, RowEncoder, TablePlan, Transaction
 from cdc.pgoutput import UNCHANGED, Attribute, Relation, Tuple
 from walvec.contracts.errors import DecodeError
@@ -36,6 +36,8 @@ class Bridged:
     in_row: int = 0
     """Records at the end of the batch that are letters, all of them if `events` is 0."""
     cleared: bool = False
+    begins: bool = False
+    """A connector began anew in it."""
     strange: str = ""
     commit_ms: int = 0
 
@@ -55,7 +57,7 @@ class Parsed:
 
 
 class Translator:
-    """`leaves`: partitions of the source table, as (schema, name), whose rows are the table's."""
+    """`leaves`: partitions of the source table, as (schema, name), whose rows are the table's; `enums`: types' oids."""
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class Translator:
         partitions: int,
         headers: bool,
         leaves: Collection[tuple[str, str]] = (),
+        enums: Collection[int] = (),
     ) -> None:
         plan = TablePlan.of(table)
         columns = {c.name: c for g in table.live_generations for c in (*g.key, *g.used_columns)}
@@ -74,7 +77,9 @@ class Translator:
         self._epoch = epoch
         self._names = {(table.source_schema, table.source_table), *leaves}
         self._root = (table.source_schema, table.source_table)
-        self._decoder = Decoder(tuple(columns.values()), [name for name, _ in plan.key], source.unavailable_value)
+        self._decoder = Decoder(
+            tuple(columns.values()), [name for name, _ in plan.key], source.unavailable_value, enums
+        )
         attributes = tuple(Attribute(c.name, c.type_oid, -1, identity=True) for c in columns.values())
         relation = Relation(0, table.source_schema, table.source_table, "f", attributes)
         self._batch = Batch(topic, partitions, headers=headers)
@@ -97,9 +102,16 @@ class Translator:
         """Whether rows of an unknown table are among them: it may be a partition that was added meanwhile."""
         return any(p.event is not None and (p.event.schema, p.event.table) not in self._names for p in parsed)
 
-    def translate(self, parsed: Sequence[Parsed], bases: Mapping[int, Bases], snapshots: Sequence[int]) -> Bridged:
-        """`bases` are told of the snapshots that begin here; `snapshots`: LSNs of all that are known of the table."""
-        out = Bridged()
+    def translate(
+        self,
+        parsed: Sequence[Parsed],
+        bases: Mapping[int, Bases],
+        lives: Lives,
+        sequence: int,
+        snapshots: Sequence[int],
+    ) -> Bridged:
+        """`bases` are told of the snapshots that begin here; `sequence`, `snapshots`: what is known of the table."""
+        out = Bridged(sequence=sequence)
         known = sorted(snapshots)
         for item in parsed:
             event = item.event
@@ -116,13 +128,14 @@ class Translator:
                 out.strange = out.strange or name
                 self._bury(out, item, error, ZERO)
             else:
+                out.begins = lives.begins(event, out.sequence, known) or out.begins
                 base = bases[item.partition]
                 if base.meet(event, item.record.offset):
                     out.snapshots.setdefault(item.partition, []).append((item.record.offset, event.lsn))
                     known = sorted({*known, event.lsn})
                 position = position_of(event, epoch=self._epoch, base=base.at(item.record.offset), snapshots=known)
+                out.sequence = max(out.sequence, highest_sequence([event]))
                 self._encode(out, item, event, position)
-        out.sequence = highest_sequence(p.event for p in parsed if p.event is not None)
         out.records, self._batch.records, self._batch.size = self._batch.records, [], 0
         return out
 

@@ -7,7 +7,7 @@ Next: `debezium_order` gives an event its position, `bridge` writes it to `<tabl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -49,10 +49,12 @@ class Event:
 class Decoder:
     """For one vector table. `columns`: key columns and used columns, each once."""
 
-    def __init__(self, columns: Sequence[SourceColumn], keys: Sequence[str], unavailable: str) -> None:
+    def __init__(
+        self, columns: Sequence[SourceColumn], keys: Sequence[str], unavailable: str, enums: Collection[int] = ()
+    ) -> None:
         self._columns = tuple(columns)
         self._keys = frozenset(keys)
-        self._values = Values(unavailable)
+        self._values = Values(unavailable, enums)
 
     def decode(self, key: bytes | None, value: bytes) -> Event | None:
         """None for a tombstone and for a logical message, which change no row. Raises DecodeError."""
@@ -73,11 +75,12 @@ class Decoder:
         before, after = payload.get("before"), payload.get("after")
         snapshot = str(source.get("snapshot") or "").lower()
         try:
-            lsn = int(source["lsn"])
+            before_it, at = _sequence(source.get("sequence"))
+            lsn: Any = at if source["lsn"] is None else source["lsn"]  # an incremental snapshot names it there alone
             return Event(
                 op=op,
-                lsn=lsn,
-                sequence=_sequence(source.get("sequence")),
+                lsn=int(lsn),
+                sequence=before_it,
                 xid=int(source.get("txId") or 0) & 0xFFFFFFFF,
                 commit_ms=int(source.get("ts_ms") or payload.get("ts_ms") or 0),
                 database=str(source.get("db", "")),
@@ -193,11 +196,11 @@ def _key_fields(key: bytes | None, names: frozenset[str]) -> tuple[Mapping[str, 
     return ({next(iter(names)): found}, None) if len(names) == 1 and found is not None else ({}, None)
 
 
-def _sequence(told: Any) -> int | None:
-    if not told:
-        return None
+def _sequence(told: Any) -> tuple[int | None, int | None]:
+    """(end of the last finished commit, LSN of the change)."""
     parts = orjson.loads(told) if isinstance(told, str) else told
-    return None if parts[0] is None else int(parts[0])
+    last, at = parts or (None, None)
+    return None if last is None else int(last), None if at is None else int(at)
 
 
 def _what_else(payload: Mapping[str, Any]) -> tuple[str, str]:

@@ -81,5 +81,33 @@ class Reached:
 
 
 def highest_sequence(events: Iterable[Event]) -> int:
-    """Of streamed changes."""
-    return max((e.sequence for e in events if e.op != "r" and e.sequence is not None), default=0)
+    """Of streamed changes; where one names no commit before it, its own LSN stands in."""
+    return max((e.lsn if e.sequence is None else e.sequence for e in events if e.op != "r"), default=0)
+
+
+@dataclass(slots=True)
+class Lives:
+    """Notices that a connector began anew, without its offsets: what happened before may not be in the topic.
+
+    A new life shows in a further snapshot; where that has no row, in a transaction that names no commit before it and
+    is not the first one behind a snapshot. A reader that has just begun may notice one too often, never too rarely.
+    """
+
+    _first: tuple[int, int] | None = None
+
+    def begins(self, event: Event, sequence: int, snapshots: Iterable[int]) -> bool:
+        """`sequence`, `snapshots`: what was known of the table before this event."""
+        if event.sequence is not None:
+            return False
+        known = set(snapshots)
+        if event.op == "r":
+            return event.snapshot and event.lsn not in known and bool(known or sequence)
+        if event.lsn <= sequence and self._first is None:
+            return False  # delivered again
+        newest = max((lsn for lsn in known if lsn <= event.lsn), default=0)
+        this = (newest, event.xid)
+        if self._first == this or event.lsn <= sequence:
+            return False
+        begins = sequence > newest or (self._first is not None and self._first[0] == newest)
+        self._first = this
+        return begins

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -34,15 +34,20 @@ _EPOCH = datetime(1970, 1, 1)
 _ISO = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:\d\d)?(?:\.(\d+))?(Z|[+-]\d\d:\d\d)?")
 _CLOCK = re.compile(r"(\d\d:\d\d)(:\d\d)?(?:\.(\d+))?Z?")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
+_SCALED = re.compile(r"numeric\((\d+),(\d+)\)")
 _CYCLE_DAYS = 146_097
 _UNITS = {"Timestamp": 1_000, "MicroTimestamp": 1, "Time": 1_000, "MicroTime": 1}
 
 
 class Values:
-    """Converts the values of one connector's records. `unavailable`: its placeholder for unchanged TOAST values."""
+    """Converts the values of one connector's records.
 
-    def __init__(self, unavailable: str) -> None:
+    `unavailable`: its placeholder for unchanged TOAST values; `enums`: oids of the source's enum types.
+    """
+
+    def __init__(self, unavailable: str, enums: Collection[int] = ()) -> None:
         raw = unavailable.encode()
+        self._enums = frozenset(enums)
         self._texts = frozenset({unavailable, base64.b64encode(raw).decode(), raw.hex()})
         self._bytes = list(raw)
         self._unavailable = unavailable
@@ -64,18 +69,22 @@ class Values:
         try:
             if column.codec.startswith("array:"):
                 return _array(value, column, schema or _NO_SCHEMA)
-            return _scalar(value, column.base_type, schema or _NO_SCHEMA)
+            if column.type_oid in self._enums and isinstance(value, str):
+                return value.encode()
+            return _scalar(value, column.base_type, column.type, schema or _NO_SCHEMA)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, InvalidOperation, binascii.Error) as e:
             raise DecodeError(f'column "{column.name}" holds a value that is not of type {column.type}.') from e
 
 
-def _scalar(value: Any, base_type: str, schema: FieldSchema) -> Value:
+def _scalar(value: Any, base_type: str, type_: str, schema: FieldSchema) -> Value:
     if base_type in _TEXTS or base_type.rpartition(".")[2].strip('"') in _EXTENSION_TEXTS:
         return value.encode() if isinstance(value, str) and schema.get("type") != "bytes" else UNCHANGED
     if base_type in _INTEGERS:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError("not an integer")
         return b"%d" % value
+    if base_type == "numeric":
+        return _numeric(value, type_, schema)
     found = _BY_TYPE.get(base_type)
     if found is not None:
         return found(value, schema)
@@ -92,7 +101,7 @@ def _array(value: Any, column: SourceColumn, schema: FieldSchema) -> Value:
     for element in value:
         if isinstance(element, list):
             return UNCHANGED
-        raw = None if element is None else _scalar(element, column.base_type, items)
+        raw = None if element is None else _scalar(element, column.base_type, column.type.removesuffix("[]"), items)
         if raw is not None and not isinstance(raw, bytes):
             return UNCHANGED
         texts.append(None if raw is None else raw.decode())
@@ -132,16 +141,22 @@ def float_text(value: float, *, digits: int, shortest: Callable[[float], str]) -
     return f"{minus}{mantissa[0]}{tail}e{'-' if scientific < 0 else '+'}{abs(scientific):02d}"
 
 
-def _numeric(value: Any, schema: FieldSchema) -> Value:
-    name = schema.get("name")
-    if name == "org.apache.kafka.connect.data.Decimal" and isinstance(value, str):
+def _numeric(value: Any, type_: str, schema: FieldSchema) -> Value:
+    """Exact where the scale is told: a numeric without one comes without its trailing zeros."""
+    if schema.get("name") == "org.apache.kafka.connect.data.Decimal" and isinstance(value, str):
         return _decimal(value, int(schema.get("parameters", _NO_SCHEMA)["scale"]))
-    if isinstance(value, dict):  # io.debezium.data.VariableScaleDecimal
-        return _decimal(value["value"], int(value["scale"]))
-    if schema.get("type") == "string" and isinstance(value, str):
-        found = Decimal(value)
-        return format(found, "f").encode() if found.is_finite() else UNCHANGED
-    return UNCHANGED  # a double lost digits; a string without a schema may be base64
+    scaled = _SCALED.fullmatch(type_)
+    if scaled is None or isinstance(value, bool | dict):
+        return UNCHANGED
+    precision, scale = int(scaled[1]), int(scaled[2])
+    if isinstance(value, int | float):
+        if precision > 15:
+            return UNCHANGED  # more digits than a double has
+        value = repr(value)
+    elif schema.get("type") != "string" and "." not in value:
+        return UNCHANGED  # without a schema: base64, perhaps
+    found = Decimal(value)
+    return format(found.quantize(Decimal((0, (1,), -scale))), "f").encode() if found.is_finite() else UNCHANGED
 
 
 def _decimal(value: str, scale: int) -> bytes:
@@ -229,7 +244,6 @@ _BY_TYPE: dict[str, Callable[[Any, FieldSchema], Value]] = {
     "boolean": _boolean,
     "double precision": _double,
     "real": _single,
-    "numeric": _numeric,
     "date": _date,
     "timestamp without time zone": _timestamp,
     "timestamp with time zone": _timestamptz,
