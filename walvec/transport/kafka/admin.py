@@ -78,7 +78,12 @@ class Admin:
         wanted = self._settings.partitions if partitions is None else partitions
         if wanted < 1:
             raise ValueError("a topic has at least one partition")
-        found = await self.describe(topic)
+        try:
+            found = await self._look(topic)
+        except KafkaException as error:
+            if kafka_error(error).code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                raise self._client.translate(error, topic) from None
+            found = None  # not to be seen: creating it tells what is missing
         if found is None:
             await self._create(topic, wanted)
         deadline = time.monotonic() + _READY_SECONDS
@@ -170,11 +175,23 @@ class Admin:
 
     async def describe(self, topic: str) -> TopicDescription | None:
         """None: there is no such topic."""
+        try:
+            return await self._look(topic)
+        except KafkaException as error:
+            raise self._client.translate(error, topic) from None
+
+    async def _look(self, topic: str) -> TopicDescription | None:
+        """Raises Kafka's own errors."""
         future = self._client.admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_SECONDS)[topic]
         try:
-            return await self._client.answer(future, topic)
-        except NotFound:
-            return None
+            found = await asyncio.wrap_future(future)
+        except KafkaException as error:
+            self._client.admin.poll(0)
+            if isinstance(self._client.translate(error, topic), NotFound):
+                return None
+            raise
+        self._client.well()
+        return found
 
     async def found(self, topic: str) -> TopicDescription:
         """Raises NotFound."""

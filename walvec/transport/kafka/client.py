@@ -27,7 +27,7 @@ from walvec.transport.kafka import properties
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-ANSWER_SECONDS = 10.0  # how long a question may take before it counts as unanswered
+ANSWER_SECONDS = 5.0  # how long a question may take before it counts as unanswered
 _BATCH_BYTES = 1_000_000
 _GONE = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -138,6 +138,7 @@ class KafkaClient:
             "linger.ms": 1,
             "delivery.timeout.ms": 60_000,
             "request.timeout.ms": 20_000,  # a broker that hangs is given up while its successor is elected
+            "topic.metadata.propagation.max.ms": 5_000,  # a deleted topic is said to be gone; a new one was waited for
             "queue.buffering.max.kbytes": 64 * 1024,
             "queue.buffering.max.messages": 500_000,
             "batch.size": min(_BATCH_BYTES, max_bytes),

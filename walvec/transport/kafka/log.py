@@ -88,15 +88,6 @@ class KafkaLog:
         )
         return {number: offset if offset >= 0 else ends[topic, number] for (_, number), offset in found.items()}
 
-    async def offsets_at(self, topic: str, since_ms: int) -> dict[int, int]:
-        self._check_open()
-        places = [(topic, number) for number in await self._admin.numbers(topic)]
-        spec = OffsetSpec.for_timestamp(since_ms) if since_ms > 0 else OffsetSpec.earliest()
-        found, ends = await asyncio.gather(
-            self._admin.offsets(places, spec), self._admin.offsets(places, OffsetSpec.latest())
-        )
-        return {place[1]: found[place] if found[place] >= 0 else ends[place] for place in places}
-
     # ---- groups
 
     async def committed(self, topic: str, group: str) -> dict[int, int]:
