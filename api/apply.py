@@ -30,6 +30,7 @@ async def apply(body: Apply, services: Use) -> Json:
             services.store,
             prune=body.prune,
             default_store=services.settings.store,
+            log=services.shared_log,
         )
         differences = plan.differences
         if not body.dry_run:

@@ -27,7 +27,7 @@ from walvec.contracts.errors import (
 from walvec.contracts.position import format_lsn
 from walvec.definitions.model import Connection, Snapshot, VectorTable
 from walvec.transport.ports import Log
-from walvec.transport.records import changes_topic, embedder_group, sink_group, vectors_topic
+from walvec.transport.records import bridge_group, changes_topic, embedder_group, sink_group, vectors_topic
 
 OUTAGES = (ControlUnavailable, LogUnavailable, SourceUnavailable, StoreUnavailable, SlotInUse)
 _IDENTITY_SECONDS = 2.0  # how often a wait makes sure that its topic is still the one it began with
@@ -71,9 +71,11 @@ async def drain(services: Services, tables: Sequence[VectorTable], timeout: floa
     start = time.monotonic()
     work = _Drain(services, {t.id: t.name for t in tables})
     jobs: list[asyncio.Task[None]] = []
-    for connection_id in dict.fromkeys(t.connection_id for t in tables):
-        ids = [t.id for t in tables if t.connection_id == connection_id]
+    streamed = [t for t in tables if t.source is None]
+    for connection_id in dict.fromkeys(t.connection_id for t in streamed):
+        ids = [t.id for t in streamed if t.connection_id == connection_id]
         jobs.append(asyncio.create_task(work.connection(connection_id, ids)))
+    jobs += [asyncio.create_task(work.bridged(t)) for t in tables if t.source is not None]
     ended = asyncio.create_task(work.ended.wait())
     try:
         async with asyncio.timeout(timeout):
@@ -128,6 +130,51 @@ class _Drain:
                     group.create_task(self._table(table_id, read))
         except* WalvecError as failures:
             self._end(table_ids, str(failures.exceptions[0]))
+
+    async def bridged(self, table: VectorTable) -> None:
+        """A table behind an existing Debezium: what its topic holds now, and, where the connector's slot is named, all
+        that was committed before the call."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                read = group.create_task(self._bridge(table))
+                group.create_task(self._table(table.id, read))
+        except* WalvecError as failures:
+            self._end([table.id], str(failures.exceptions[0]))
+
+    async def _bridge(self, table: VectorTable) -> None:
+        source = table.source
+        assert source is not None
+        if source.slot is not None:
+            await self._flushed(table, source.slot)
+        log, group = self.services.log, bridge_group(table.storage_name)
+        topic = source.kafka_topic
+        try:
+            ends = await self._try([table.id], lambda: log.end_offsets(topic))
+        except NotFound as e:
+            raise Ended(f"topic {topic} does not exist; start Debezium's connector, which makes it.") from e
+        while table.id in self.waiting:
+            done = await self._try([table.id], lambda: log.committed(topic, group))
+            behind = sum(max(0, end - done.get(p, 0)) for p, end in ends.items())
+            begun = await self._try([table.id], lambda: self.services.control.progress.bridge(table.id))
+            if not behind and begun is not None:
+                return
+            self._say([table.id], f"waiting for cdc to read topic {topic} ({behind} records behind)")
+            await self._pace()
+
+    async def _flushed(self, table: VectorTable, slot: str) -> None:
+        """Debezium confirms to its slot what the brokers have, once per offset.flush.interval.ms."""
+        snapshot = await self._try([table.id], self.services.snapshot)
+        connection = _connection(snapshot, table.connection_id)
+        ask = lambda: self.services.source.flushed(connection, slot)  # noqa: E731
+        _, wanted = await self._try([table.id], ask)
+        await self._try([table.id], lambda: self._emit(connection.id))  # an idle database moves on, too
+        while table.id in self.waiting:
+            confirmed, _ = await self._try([table.id], ask)
+            if confirmed >= wanted:
+                return
+            at = format_lsn(confirmed)
+            self._say([table.id], f"waiting for Debezium to confirm {format_lsn(wanted)} to slot {slot} (at {at})")
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _table(self, table_id: str, read: asyncio.Task[None]) -> None:
         try:

@@ -10,6 +10,7 @@ import numpy as np
 from walvec.contracts.sources import Check, SlotView, SourceTable
 from walvec.contracts.stores import Differences, Filter, Hit
 from walvec.definitions.model import Connection, EmbeddingProvider, Generation, VectorTable
+from walvec.transport.records import StoredRecord
 
 
 class Source(Protocol):
@@ -32,6 +33,14 @@ class Source(Protocol):
 
     async def emit_marker(self, connection: Connection) -> int:
         """A transactional logical message; returns an LSN such that everything committed before the call is below."""
+
+    async def judge_topic(
+        self, connection: Connection, table: VectorTable, records: Mapping[int, Sequence[StoredRecord]]
+    ) -> Check:
+        """Whether these records (by partition) of the table's `source` topic are changes of its source table."""
+
+    async def flushed(self, connection: Connection, slot: str) -> tuple[int, int]:
+        """(confirmed LSN of somebody else's slot, LSN that the server writes at now). Raises SourceRejected."""
 
     async def unpublished(
         self, connection: Connection, tables: Sequence[VectorTable], marks: Mapping[str, str]

@@ -74,6 +74,7 @@ async def plan(
     *,
     prune: bool = False,
     default_store: StoreKind = "pgvector",
+    log: Log | None = None,
 ) -> Plan:
     """What would change. Asks the sources, creates nothing. Raises DefinitionError and what sources raise.
 
@@ -107,6 +108,7 @@ async def plan(
             models,
             others.values(),
             default_store,
+            log,
         )
         steps.append(step)
         assert isinstance(step.value, VectorTable)
@@ -205,6 +207,7 @@ async def _vector_table(
     models: Models,
     others: Iterable[VectorTable],
     default_store: StoreKind,
+    log: Log | None,
 ) -> Step:
     changed_at_source = old is not None and (old.error or {}).get("kind") == "table_changed"
     new = await build_vector_table(
@@ -217,6 +220,7 @@ async def _vector_table(
         default_store=default_store,
         existing=old,
         preflight=old is None or changed_at_source,
+        log=log,
     )
     if old is None:
         return _step("vector_table", spec.name, None, new, {})
@@ -287,8 +291,13 @@ def _fixed(old: VectorTable, new: VectorTable) -> dict[str, tuple[Any, Any] | st
             "embedding_dimensions": (a.embedding_dimensions, b.embedding_dimensions),
             "store": (old.store, new.store),
             "mode": (old.mode, new.mode),
+            "source": (_topic_of(old), _topic_of(new)),
         }
     )
+
+
+def _topic_of(table: VectorTable) -> str | None:
+    return table.source.kafka_topic if table.source else None
 
 
 def _loose(old: VectorTable, new: VectorTable) -> dict[str, tuple[Any, Any] | str]:
@@ -306,6 +315,10 @@ def _loose(old: VectorTable, new: VectorTable) -> dict[str, tuple[Any, Any] | st
             "index": (dict(a.index), dict(b.index)),
             "backfill": (old.backfill, new.backfill),
             "sync_mode": (old.sync_mode, new.sync_mode),
+            "source options": (
+                (old.source.unavailable_value, old.source.slot) if old.source else None,
+                (new.source.unavailable_value, new.source.slot) if new.source else None,
+            ),
         }
     )
 

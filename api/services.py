@@ -36,6 +36,11 @@ class Services:
     def __post_init__(self) -> None:
         object.__setattr__(self, "reach", LogReach(self.log, self.settings))
 
+    @property
+    def shared_log(self) -> Log | None:
+        """The log, where other programs can write topics of their own to it."""
+        return self.log if self.settings.log.kind == "kafka" else None
+
     async def snapshot(self) -> Snapshot:
         """As stored now: what a request wrote, the next one reads. (The feed may be a second late.)"""
         return await self.control.definitions.snapshot()

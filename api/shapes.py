@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from api.responses import dump, iso, key_json
@@ -73,6 +74,7 @@ def vector_table(t: VectorTable, state: SyncStatus, environment: str, total: int
         "sync_mode": t.sync_mode,
         "sync_status": state,
         "store": t.store,
+        "source": asdict(t.source) if t.source else None,
         "backfill": t.backfill,
         "index": dict(newest.index),
         "qdrant_collection": t.storage_name if t.mode == "managed" else None,

@@ -12,7 +12,7 @@ from api.services import Services
 from walvec.contracts.errors import WalvecError
 from walvec.contracts.position import format_lsn
 from walvec.definitions.model import Snapshot, SyncStatus, Task, VectorTable
-from walvec.transport.records import changes_topic, embedder_group, sink_group, vectors_topic
+from walvec.transport.records import bridge_group, changes_topic, embedder_group, sink_group, vectors_topic
 
 BACKFILLS = ("backfill", "rebackfill")
 _PATIENCE = 3.0  # seconds that a status waits for a source or store that may be down
@@ -86,7 +86,9 @@ async def table_status(services: Services, table: VectorTable, snapshot: Snapsho
         _reached(lambda: synced_rows(services, table), f"vectors:{table.id}", services, unreachable),
     )
     stages = await _stages(services, table, unreachable)
-    embedder, sink = stages
+    known = list(stages.values())
+    lags = [lag for lag in known if lag is not None]
+    whole = len(lags) == len(known)
     state = state_of(table, tasks)
     sent = _report(reports, "embedder", table.id)
     applied = _report(reports, "sink", table.id)
@@ -102,9 +104,9 @@ async def table_status(services: Services, table: VectorTable, snapshot: Snapsho
         "total_rows": total,
         "synced_rows": synced,
         "dead_letters": dead,
-        "lag_changes": embedder.changes + sink.changes if embedder and sink else None,
-        "lag_seconds": max(embedder.seconds, sink.seconds) if embedder and sink else None,
-        "stages": {"embedder": _lag_json(embedder), "sink": _lag_json(sink)},
+        "lag_changes": sum(lag.changes for lag in lags) if whole else None,
+        "lag_seconds": max(lag.seconds for lag in lags) if whole else None,
+        "stages": {name: _lag_json(lag) for name, lag in stages.items()},
         "backfill": backfill,
         "last_error": last_error(table, tasks),
         "error": dict(table.error) if table.error else None,
@@ -113,7 +115,7 @@ async def table_status(services: Services, table: VectorTable, snapshot: Snapsho
         "texts_saved": sent.get("texts_saved"),
         "embedder": sent,
         "sink": applied,
-        "source": await source_status(services, table.connection_id, reports)
+        "source": await _changes_status(services, table, reports)
         | {
             "connection": connection.name if connection else None,
             "status": connection.status if connection else None,
@@ -123,6 +125,19 @@ async def table_status(services: Services, table: VectorTable, snapshot: Snapsho
         "embedding_model": table.active.embedding_model,
         "store": table.store,
         "unreachable": unreachable,
+    }
+
+
+async def _changes_status(services: Services, table: VectorTable, reports: Reports) -> dict[str, Any]:
+    """Where the table's changes come from, and how that is going."""
+    if table.source is None:
+        return await source_status(services, table.connection_id, reports)
+    report, age = reports.get(("bridge", table.id), ({}, None))
+    return {
+        **report,
+        "kafka_topic": table.source.kafka_topic,
+        "report_age_seconds": round(age, 1) if age is not None else None,
+        "reading": age is not None and age < _FRESH and report.get("state") == "reading",
     }
 
 
@@ -187,19 +202,20 @@ async def _reached(
     return services.memory.last(name)
 
 
-async def _stages(services: Services, table: VectorTable, unreachable: list[str]) -> tuple[Lag | None, Lag | None]:
+async def _stages(services: Services, table: VectorTable, unreachable: list[str]) -> dict[str, Lag | None]:
+    """How far each stage is behind. None = the log cannot be reached."""
     name = table.storage_name
+    groups = {"embedder": (changes_topic(name), embedder_group(name)), "sink": (vectors_topic(name), sink_group(name))}
+    if table.source is not None:
+        groups = {"bridge": (table.source.kafka_topic, bridge_group(name)), **groups}
     try:
         async with asyncio.timeout(_PATIENCE):
-            return (
-                await lag_of(services.log, changes_topic(name), embedder_group(name)),
-                await lag_of(services.log, vectors_topic(name), sink_group(name)),
-            )
+            return {stage: await lag_of(services.log, *place) for stage, place in groups.items()}
     except TimeoutError:
         unreachable.append(f"log: {services.reach.silent(_PATIENCE)}")
     except WalvecError as e:
         unreachable.append(f"log: {e}")
-    return None, None
+    return dict.fromkeys(groups)
 
 
 def _lag_json(lag: Lag | None) -> dict[str, Any] | None:

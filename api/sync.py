@@ -138,6 +138,7 @@ async def _record_again(services: Services, table: VectorTable) -> None:
         services.models,
         others=[t for t in snapshot.vector_tables.values() if t.id != table.id],
         existing=table,
+        log=services.shared_log,
     )
     found = rebuilt.active
     if [k.name for k in found.key] != [k.name for k in table.active.key]:

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 
 from api.ports import Models, Source
-from walvec.contracts.errors import DefinitionError
+from walvec.contracts.errors import DefinitionError, NotFound
 from walvec.contracts.sources import SourceTable, TableColumn
 from walvec.definitions.document import ColumnSpec, VectorTableSpec
 from walvec.definitions.model import (
@@ -22,9 +22,11 @@ from walvec.definitions.model import (
     Mode,
     SourceColumn,
     StoreKind,
+    TopicSource,
     VectorTable,
 )
 from walvec.definitions.views import check_view
+from walvec.transport.ports import Log
 
 _WITHOUT_TEXT = frozenset({"bytea", "vector", "halfvec", "sparsevec", "tsvector", "tsquery", "bit", "bit varying"})
 _FILTERS: dict[str, FilterType] = {
@@ -59,11 +61,13 @@ async def build_vector_table(
     default_store: StoreKind = "pgvector",
     existing: VectorTable | None = None,
     preflight: bool = True,
+    log: Log | None = None,
 ) -> VectorTable:
     """The table as it would be stored: names resolved, key and columns recorded, model checked, preflight passed.
 
     `existing`: the table that this request describes anew; it keeps its id, and what the request leaves open.
-    `preflight`: ask the source's doctor too. Raises DefinitionError, SourceUnavailable, SourceRejected.
+    `preflight`: ask the source's doctor too, and look into the `source` topic (None: the log has no foreign topics).
+    Raises DefinitionError, SourceUnavailable, SourceRejected.
     """
     known_provider(provider.provider, models)
     found = await source.inspect(connection, request.source_table)
@@ -104,7 +108,10 @@ async def build_vector_table(
         raw_source_table=request.source_table,
         raw_primary_key=named,
         created_at=existing.created_at if existing else "",
+        source=TopicSource(**request.source.model_dump()) if request.source else None,
     )
+    if table.source is not None:
+        await _topic(table, connection, source, log, look=preflight)
     check_view(table, generation, others)
     if preflight:
         await _preflight(table, connection, source)
@@ -236,6 +243,34 @@ def _place(
             "Remove `store`, or choose mode managed.",
         )
     return store, mode
+
+
+_LOOK = 50
+"""Records at the end of each partition of a `source` topic that are looked at."""
+
+
+async def _topic(table: VectorTable, connection: Connection, source: Source, log: Log | None, *, look: bool) -> None:
+    assert table.source is not None
+    name = table.source.kafka_topic
+    if log is None:
+        raise DefinitionError(
+            f"vector table {table.name!r} reads topic {name!r}, and the log is not Kafka.",
+            "Set WALVEC_LOG__KIND=kafka and WALVEC_KAFKA__BOOTSTRAP_SERVERS to the brokers that Debezium writes to.",
+        )
+    if not look:
+        return
+    try:
+        ends = await log.end_offsets(name)
+    except NotFound as e:
+        raise DefinitionError(
+            f"vector table {table.name!r}: there is no topic {name!r}.",
+            "Debezium names it <topic.prefix>.<schema>.<table> and makes it with the first record; start the connector "
+            "first, or make the topic.",
+        ) from e
+    records = {p: [r async for r in log.read(name, p, max(0, end - _LOOK), end)] for p, end in ends.items()}
+    found = await source.judge_topic(connection, table, records)
+    if not found.ok:
+        raise DefinitionError(found.detail, found.cure)
 
 
 async def _preflight(table: VectorTable, connection: Connection, source: Source) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -19,7 +20,7 @@ from api.services import Services, Use, find_connection, find_provider, find_tab
 from api.status import counts, state_of
 from api.validation import build_vector_table
 from walvec.contracts.errors import Conflict, SourceRejected
-from walvec.definitions.document import ColumnSpec, IndexSpec, VectorTableSpec
+from walvec.definitions.document import ColumnSpec, IndexSpec, SourceSpec, VectorTableSpec
 from walvec.definitions.model import Connection, EmbeddingProvider, Snapshot, VectorTable
 
 router = APIRouter(prefix="/v1", tags=["vector tables"])
@@ -50,6 +51,7 @@ async def create(body: NewVectorTable, services: Use) -> Json:
         services.models,
         others=snapshot.vector_tables.values(),
         default_store=services.settings.store,
+        log=services.shared_log,
     )
     try:
         await create_vector_table(table, services.control, services.store, services.log)
@@ -126,6 +128,7 @@ def spec_of(table: VectorTable, connection: Connection, provider: EmbeddingProvi
         backfill=table.backfill,
         separator=active.separator,
         index=IndexSpec.model_validate(dict(active.index)),
+        source=SourceSpec.model_validate(asdict(table.source)) if table.source else None,
     )
 
 

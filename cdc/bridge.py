@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
 from cdc.bridge_batch import Bridged, Translator
-from cdc.catalog import fetch_all
+from cdc.catalog import leaves_and_enums
 from cdc.debezium_order import Bases, Lives, highest_sequence
 from cdc.encoder import TablePlan
 from cdc.oversized import FittingProducer
@@ -51,11 +51,6 @@ _TAIL = 200
 EPOCH = 0
 STRANGE_TOPIC = "source_topic"
 """Kind of table error: the topic does not hold what it should."""
-
-_LEAVES = """
-SELECT n.nspname::text, c.relname::text FROM pg_partition_tree(%(name)s::regclass) p
-  JOIN pg_class c ON c.oid = p.relid JOIN pg_namespace n ON n.oid = c.relnamespace
-"""
 
 
 class TopicMissing(NotFound):
@@ -271,8 +266,7 @@ class Bridge:
         session = await open_session(self._control.feed.current.connections[table.connection_id].dsn)
         try:
             with source_errors():
-                leaves = await fetch_all(session, _LEAVES, {"name": _quoted(table)})
-                enums = await fetch_all(session, "SELECT oid::bigint FROM pg_type WHERE typtype = 'e'")
+                leaves, enums = await leaves_and_enums(session, table.source_schema, table.source_table)
         finally:
             await session.close()
         return Translator(
@@ -282,8 +276,8 @@ class Bridge:
             topic=changes_topic(table.storage_name),
             partitions=partitions,
             headers=self._log.keeps_headers,
-            leaves={(schema, name) for schema, name in leaves},
-            enums={oid for (oid,) in enums},
+            leaves=leaves,
+            enums=enums,
         )
 
     # ------------------------------------------------------------------ one batch
@@ -367,10 +361,6 @@ class Bridge:
 def _stopped(table: VectorTable) -> bool:
     """Dead letters of later stages do not stop the bridge: what the topic has still reaches the log."""
     return table.error is not None and table.error.get("kind") in (STRANGE_TOPIC, TableChanged.kind)
-
-
-def _quoted(table: VectorTable) -> str:
-    return ".".join('"' + part.replace('"', '""') + '"' for part in (table.source_schema, table.source_table))
 
 
 async def within(stop: asyncio.Event, seconds: float) -> None:

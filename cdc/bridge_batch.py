@@ -17,6 +17,7 @@ from cdc.pgoutput import UNCHANGED, Attribute, Relation, Tuple
 from walvec.contracts.errors import DecodeError
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import ZERO, Position
+from walvec.contracts.sources import Check
 from walvec.definitions.model import TopicSource, VectorTable
 from walvec.transport.records import Fetch, Record, StoredRecord
 
@@ -197,3 +198,25 @@ class Translator:
             )
             for number in self._generations
         ]
+
+
+def judge(
+    table: VectorTable,
+    records: Mapping[int, Sequence[StoredRecord]],
+    *,
+    leaves: Collection[tuple[str, str]],
+    enums: Collection[int],
+) -> Check:
+    """Whether a topic's records are changes of the table: some of them must be, if there are any but tombstones."""
+    assert table.source is not None
+    translator = Translator(
+        table, table.source, epoch=0, topic="", partitions=1, headers=False, leaves=leaves, enums=enums
+    )
+    fetches = [Fetch(partition, found) for partition, found in records.items() if found]
+    bases = {partition: Bases() for partition in records}
+    out = translator.translate(translator.parse(fetches), bases, Lives(), 0, ())
+    topic = table.source.kafka_topic
+    if out.letters and not out.events:
+        return Check("source_topic", False, f"{table.name}: topic {topic} holds {out.letters[-1].reason}", "")
+    read = f"{out.events} of its last records are changes of the table" if out.events else "it has no records yet"
+    return Check("source_topic", True, f"{table.name}: topic {topic}: {read}")

@@ -309,5 +309,20 @@ async def _one(session: Session, query: str, arguments: Any = None) -> Any:
     return rows[0][0] if rows else None
 
 
+_PARTITIONS = """
+SELECT n.nspname::text, c.relname::text
+  FROM pg_class r JOIN pg_namespace s ON s.oid = r.relnamespace, pg_partition_tree(r.oid) p
+  JOIN pg_class c ON c.oid = p.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE s.nspname = %(schema)s AND r.relname = %(name)s
+"""
+
+
+async def leaves_and_enums(session: Session, schema: str, name: str) -> tuple[set[tuple[str, str]], set[int]]:
+    """Partitions of a table, and the oids of the database's enum types."""
+    leaves = await _all(session, _PARTITIONS, {"schema": schema, "name": name})
+    enums = await _all(session, "SELECT oid::bigint FROM pg_type WHERE typtype = 'e'")
+    return {(row[0], row[1]) for row in leaves}, {row[0] for row in enums}
+
+
 fetch_all = _all
 fetch_one = _one

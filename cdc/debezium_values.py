@@ -76,6 +76,17 @@ class Values:
             raise DecodeError(f'column "{column.name}" holds a value that is not of type {column.type}.') from e
 
 
+def key_refused(column: SourceColumn) -> bool:
+    """Whether no record tells a value of this type exactly, so that no row could be found again by it."""
+    base = column.base_type
+    if column.codec.startswith("array:"):
+        return True
+    if base == "numeric":
+        return _SCALED.fullmatch(column.type) is None
+    known = base in _TEXTS or base in _INTEGERS or base in _BY_TYPE or base.rpartition(".")[2] in _EXTENSION_TEXTS
+    return not known and not column.user_defined
+
+
 def _scalar(value: Any, base_type: str, type_: str, schema: FieldSchema) -> Value:
     if base_type in _TEXTS or base_type.rpartition(".")[2].strip('"') in _EXTENSION_TEXTS:
         return value.encode() if isinstance(value, str) and schema.get("type") != "bytes" else UNCHANGED

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cdc.catalog import TableDetail, fetch_all, fetch_one, oid_of, read_table, unusable
+from cdc.debezium_values import key_refused
 from cdc.session import Session
 from walvec.contracts.sources import Check
 from walvec.definitions.model import Connection, VectorTable
@@ -368,15 +369,37 @@ async def doctor(session: Session, connection: Connection, tables: Sequence[Vect
     """All checks of a connection that can be reached."""
     facts = await server_facts(session, connection)
     checks = [Check("connection", True, f"connected to {facts.database} as {facts.user}")]
-    checks += server_checks(facts, connection)
+    checks += [c for c in server_checks(facts, connection) if _needed(c, tables)]
     if facts.version < MINIMUM_VERSION:
         return checks
     for table in tables:
         found = await table_facts(session, connection, table, facts.version)
-        checks += table_checks(
+        of_table = table_checks(
             found,
             version=facts.version,
             publication=connection.publication,
             user=facts.user,
         )
+        if table.source is not None:
+            of_table = [c for c in of_table if c.name not in _OF_PUBLICATION] + key_checks(table)
+        checks += of_table
     return checks
+
+
+_OF_PUBLICATION = frozenset({"generated_columns", "publish_right", "published"})
+_OF_READS = frozenset({"server_version", "primary"})
+
+
+def _needed(check: Check, tables: Sequence[VectorTable]) -> bool:
+    """A connection whose tables all stand behind a Debezium is only read: no slot, no right to replicate."""
+    return not tables or any(t.source is None for t in tables) or check.name in _OF_READS
+
+
+def key_checks(table: VectorTable) -> list[Check]:
+    """Behind a Debezium: the key must be told exactly by its records."""
+    bad = [k for g in table.live_generations for k in g.key if key_refused(k)]
+    if not bad:
+        return [Check("exact_key", True, f"{table.name}: records tell the key exactly")]
+    what = f'key column "{bad[0].name}" of type {bad[0].type} is not told exactly by Debezium\'s records'
+    cure = "Name another key (primary_key_column), give the type a scale, or let walvec read the table itself."
+    return [Check("exact_key", False, f"{table.name}: {what}", cure)]

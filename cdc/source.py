@@ -14,11 +14,14 @@ import psycopg
 from psycopg import sql
 
 from cdc import catalog, preflight, reading, slots
+from cdc.bridge_batch import judge
 from cdc.session import Sessions, open_session, query_error, source_errors
 from walvec.contracts.errors import DecodeError, SourceRejected, SourceUnavailable
+from walvec.contracts.position import parse_lsn
 from walvec.contracts.sources import Check, RowsRead, SlotView, SourceTable
 from walvec.contracts.values import decode_key
 from walvec.definitions.model import Connection, Generation, VectorTable
+from walvec.transport.records import StoredRecord
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +78,24 @@ class SourceAccess:
     async def emit_marker(self, connection: Connection) -> int:
         async with self._sessions.borrow(connection) as session:
             return await reading.emit_mark(session, '{"drain":1}')
+
+    async def judge_topic(
+        self, connection: Connection, table: VectorTable, records: Mapping[int, Sequence[StoredRecord]]
+    ) -> Check:
+        async with self._sessions.borrow(connection) as session:
+            leaves, enums = await catalog.leaves_and_enums(session, table.source_schema, table.source_table)
+        return judge(table, records, leaves=leaves, enums=enums)
+
+    async def flushed(self, connection: Connection, slot: str) -> tuple[int, int]:
+        async with self._sessions.borrow(connection) as session:
+            state = await slots.slot_state(session, slot)
+            if state is None:
+                raise SourceRejected(
+                    f"there is no replication slot {slot}.",
+                    "Name the connector's slot (slot.name) in the definition's source, or none.",
+                )
+            written = await catalog.fetch_one(session, "SELECT pg_current_wal_lsn()::text")
+        return state.confirmed, parse_lsn(written)
 
     async def unpublished(
         self, connection: Connection, tables: Sequence[VectorTable], marks: Mapping[str, str]
