@@ -34,6 +34,7 @@ _EPOCH = datetime(1970, 1, 1)
 _ISO = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:\d\d)?(?:\.(\d+))?(Z|[+-]\d\d:\d\d)?")
 _CLOCK = re.compile(r"(\d\d:\d\d)(:\d\d)?(?:\.(\d+))?Z?")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
+_OLDEST = "1000-01-01"
 _SCALED = re.compile(r"numeric\((\d+),(\d+)\)")
 _CYCLE_DAYS = 146_097
 _UNITS = {"Timestamp": 1_000, "MicroTimestamp": 1, "Time": 1_000, "MicroTime": 1}
@@ -63,7 +64,7 @@ class Values:
     def text(self, value: Any, column: SourceColumn, schema: FieldSchema | None) -> Value:
         """Postgres text, None for NULL, or UNCHANGED for what must be read from the source. Raises DecodeError."""
         if value is None:
-            return None
+            return UNCHANGED if _doubtful(column, schema) else None
         if self.unavailable(value):
             return UNCHANGED
         try:
@@ -104,18 +105,33 @@ def _scalar(value: Any, base_type: str, type_: str, schema: FieldSchema) -> Valu
     return UNCHANGED
 
 
+def _doubtful(column: SourceColumn, schema: FieldSchema | None) -> bool:
+    """Whether the connector writes null for values that are not NULL: NaN among precise numerics, all that has type
+    name, times that nanoseconds cannot hold."""
+    if column.codec.startswith("array:"):
+        return False
+    if column.base_type == "numeric":
+        return schema is None or schema.get("type") not in ("string", "double")
+    if column.base_type.startswith("timestamp"):
+        return schema is None or "Nano" in str(schema.get("name"))
+    return column.base_type == "name"
+
+
 def _array(value: Any, column: SourceColumn, schema: FieldSchema) -> Value:
     if not isinstance(value, list):
         return UNCHANGED
     items = schema.get("items") or _NO_SCHEMA
-    texts: list[str | None] = []
+    texts: list[str] = []
     for element in value:
         if isinstance(element, list):
             return UNCHANGED
-        raw = None if element is None else _scalar(element, column.base_type, column.type.removesuffix("[]"), items)
-        if raw is not None and not isinstance(raw, bytes):
+        # an inner array comes as null, so a null may be one
+        raw = (
+            UNCHANGED if element is None else _scalar(element, column.base_type, column.type.removesuffix("[]"), items)
+        )
+        if not isinstance(raw, bytes):
             return UNCHANGED
-        texts.append(None if raw is None else raw.decode())
+        texts.append(raw.decode())
     return format_array(texts, str).encode()
 
 
@@ -179,7 +195,9 @@ def _decimal(value: str, scale: int) -> bytes:
 def _date(value: Any, schema: FieldSchema) -> Value:
     if isinstance(value, str):
         told = _DAY.match(value)
-        return told[0].encode() if told and value[10:] in ("", "Z") else UNCHANGED
+        return told[0].encode() if told and value[10:] in ("", "Z") and value >= _OLDEST else UNCHANGED
+    if -719_162 <= value < -354_285:  # to the year 1000: snapshots say so of years before Christ
+        return UNCHANGED
     if not -2_440_588 <= value <= 106_000_000:  # from 4713 BC; the infinities lie beyond
         return UNCHANGED
     cycles, rest = divmod(value, _CYCLE_DAYS)  # the calendar repeats itself every 400 years
@@ -204,11 +222,11 @@ def _microseconds(value: Any, schema: FieldSchema) -> int | None:
 def _timestamp(value: Any, schema: FieldSchema) -> Value:
     if isinstance(value, str):
         found = _ISO.fullmatch(value)
-        if found is None:
+        if found is None or value < _OLDEST:
             return UNCHANGED
         return f"{found[1]} {found[2]}{found[3] or ':00'}{_fraction(found[4])}".encode()
     micros = _microseconds(value, schema)
-    if micros is None or not -62_135_596_800_000_000 <= micros < 253_402_300_800_000_000:
+    if micros is None or not -30_610_224_000_000_000 <= micros < 253_402_300_800_000_000:
         return UNCHANGED
     moment = _EPOCH + timedelta(microseconds=micros)
     clock, _, rest = moment.isoformat(" ").partition(".")
@@ -219,7 +237,7 @@ def _timestamptz(value: Any, schema: FieldSchema) -> Value:
     if value in ("infinity", "-infinity"):
         return str(value).encode()
     found = _ISO.fullmatch(value) if isinstance(value, str) else None
-    if found is None or not found[5]:
+    if found is None or not found[5] or value < _OLDEST:
         return UNCHANGED
     day, clock = found[1], f"{found[2]}{found[3] or ':00'}"
     if found[5] not in ("Z", "+00:00"):
@@ -231,7 +249,9 @@ def _timestamptz(value: Any, schema: FieldSchema) -> Value:
 def _time(value: Any, schema: FieldSchema) -> Value:
     if isinstance(value, str):
         found = _CLOCK.fullmatch(value)
-        return f"{found[1]}{found[2] or ':00'}{_fraction(found[3])}".encode() if found else UNCHANGED
+        if found is None or value.startswith("00:00:00"):  # or 24:00
+            return UNCHANGED
+        return f"{found[1]}{found[2] or ':00'}{_fraction(found[3])}".encode()
     micros = _microseconds(value, schema)
     if micros is None or not 0 <= micros <= 86_400_000_000:
         return UNCHANGED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,26 @@ ENUM = 16_400
 
 Spec = Sequence[tuple[str, str]]
 DOCS: Spec = (("id", "integer"), ("title", "text"), ("body", "text"), ("price", "numeric"))
+TYPES: Spec = (
+    ("id", "integer"), ("small", "smallint"), ("big", "bigint"), ("flag", "boolean"),
+    ("single", "real"), ("double", "double precision"),
+    ("exact", "numeric(12,3)"), ("whole", "numeric(20,0)"), ("any_numeric", "numeric"), ("amount", "public.amount"),
+    ("cash", "money"), ("chars", "character(6)"), ("vchars", "character varying(20)"), ("words", "text"),
+    ("ci", "public.citext"), ("short", "public.short"), ("name_", "name"), ("one", '"char"'),
+    ("raw", "bytea"), ("bits", "bit(3)"), ("varbits", "bit varying(10)"), ("onebit", "bit(1)"),
+    ("u", "uuid"), ("j", "json"), ("jb", "jsonb"), ("x", "xml"),
+    ("d", "date"), ("t", "time without time zone"), ("t0", "time(0) without time zone"),
+    ("ttz", "time with time zone"), ("ts", "timestamp without time zone"),
+    ("ts0", "timestamp(0) without time zone"), ("ts3", "timestamp(3) without time zone"),
+    ("tstz", "timestamp with time zone"), ("iv", "interval"),
+    ("m", "public.mood"), ("hs", "public.hstore"), ("lt", "public.ltree"),
+    ("ip", "inet"), ("net", "cidr"), ("mac", "macaddr"),
+    ("ints", "integer[]"), ("texts", "text[]"), ("nums", "numeric(6,2)[]"), ("moods", "public.mood[]"),
+    ("uuids", "uuid[]"), ("matrix", "integer[]"), ("stamps", "timestamp with time zone[]"),
+    ("r", "int4range"), ("tsr", "tstzrange"), ("p", "point"), ("oid_", "oid"), ("tsv", "tsvector"),
+    ("v", "public.vector"), ("pr", "public.pair"),
+)  # fmt: skip
+BASES = {"public.amount": "numeric", "public.short": "character varying"}
 TABLES: Mapping[str, tuple[Sequence[str], Spec]] = {
     "docs": (("id",), DOCS),
     "composite": (
@@ -41,19 +62,21 @@ TABLES: Mapping[str, tuple[Sequence[str], Spec]] = {
     "decimals": (("id",), (("id", "numeric"), ("title", "text"))),
     "instants": (("id", "day"), (("id", "timestamp with time zone"), ("day", "date"), ("title", "text"))),
     "bytes": (("id",), (("id", "bytea"), ("title", "text"))),
+    "types": (("id",), TYPES),
     "unique_index": (("code",), (("id", "integer"), ("code", "text"), ("title", "text"))),
 }
 
 
-def column(name: str, base: str) -> SourceColumn:
-    array = base.endswith("[]")
-    element = base.removesuffix("[]")
+def column(name: str, type_: str) -> SourceColumn:
+    """As the catalog would tell it."""
+    element = type_.removesuffix("[]")
+    base = BASES.get(element, re.sub(r"\(.*?\)", "", element))
     return SourceColumn(
         name,
+        type_,
+        ENUM if type_ in ("public.mood", "public.kind") else 0,
         base,
-        ENUM if element.startswith("public.") else 0,
-        element,
-        codec_name(element, array=array),
+        codec_name(base, array=type_ != element),
         user_defined=element.startswith("public."),
     )
 
@@ -197,7 +220,9 @@ def differences(
     out += [(k, "", "orphaned", "") for k in found.keys() - wanted.keys()]
     for key in wanted.keys() & found.keys():
         for name in (c.name for c in store.table.active.source if c.name not in ignore):
-            have = found[key][name]
-            if have is not UNREAD and have != wanted[key][name]:
-                out.append((key, name, have, wanted[key][name]))
+            have, want = found[key][name], wanted[key][name]
+            if store.table.active.source_column(name).base_type == "character" and isinstance(have, str):
+                have = have.rstrip()  # the cast to text takes the padding, the type's own output keeps it
+            if have is not UNREAD and have != want:
+                out.append((key, name, have, want))
     return out
