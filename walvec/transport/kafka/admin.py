@@ -184,7 +184,7 @@ class Admin:
         """Raises Kafka's own errors."""
         future = self._client.admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_SECONDS)[topic]
         try:
-            found = await asyncio.wrap_future(future)
+            found: TopicDescription = await asyncio.wrap_future(future)
         except KafkaException as error:
             self._client.admin.poll(0)
             if isinstance(self._client.translate(error, topic), NotFound):
