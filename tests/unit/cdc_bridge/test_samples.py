@@ -25,7 +25,7 @@ TYPE_SAMPLES = ("types_precise", "types_precise_plain", "types_string", "types_d
                 "types_nanoseconds", "contrib", "contrib_map")  # fmt: skip
 _ID = {("contrib", "id"): ("id", "text")}
 ALWAYS_TOLD = {
-    "types": {"small", "big", "flag", "single", "double", "exact", "vchars", "words", "u", "j", "jb", "d", "m", "ip"},
+    "types": {"small", "big", "flag", "single", "double", "vchars", "words", "u", "j", "jb", "d", "m", "ip"},
     "contrib": {"ci", "lt", "x"},
 }
 INEXACT = [("keys", "decimals"), ("keys_schema", "decimals"), ("keys", "bytes")]
