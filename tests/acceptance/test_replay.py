@@ -81,14 +81,16 @@ def begun(request: pytest.FixtureRequest, tmp_path: Path, postgres: PostgresData
         " SELECT i, 'title ' || i, 'body ' || i % 7, i % 3 FROM generate_series({}, {}) i"
     )
     postgres.execute(fill.format(1, ROWS // 2))
-    walvec.start(walvec.definitions(document(postgres.dsn)))
-    walvec.drain()
-    postgres.execute(fill.format(ROWS // 2 + 1, ROWS))
-    walvec.drain()
-    found = Replayed(walvec, postgres, own)
-    assert found.differences() == []
-    yield found
-    walvec.stop()
+    try:
+        walvec.start(walvec.definitions(document(postgres.dsn)))
+        walvec.drain()
+        postgres.execute(fill.format(ROWS // 2 + 1, ROWS))
+        walvec.drain()
+        found = Replayed(walvec, postgres, own)
+        assert found.differences() == []
+        yield found
+    finally:
+        walvec.stop()
 
 
 def test_a_store_that_was_set_back_catches_up(begun: Replayed) -> None:

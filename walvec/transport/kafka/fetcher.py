@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 GroupProtocol = Literal["classic", "consumer"]
 
 _SLICE_SECONDS = 0.1
+_BREATH_SECONDS = 0.001
 _CHUNK_RECORDS = 500
 _BUFFER_RECORDS = 10_000
 _BUFFER_BYTES = 4 * 1024**2
@@ -124,6 +125,7 @@ class Fetcher:
         self._may_fall_back = False
         self._pulse = time.monotonic()
         self._asked = 0.0
+        self._commits = 0
         self._thread = threading.Thread(target=self._run, name=f"kafka {topic}", daemon=True)
 
     # ---- for the event loop
@@ -168,10 +170,15 @@ class Fetcher:
             TopicPartition(self.topic, p, offset, self.topic_identity, *((epochs[p],) if epochs[p] >= 0 else ()))
             for p, offset in offsets.items()
         ]
+        with self.lock:
+            self._commits += 1
         try:
             return list(consumer.commit(offsets=places, asynchronous=False))
         except RuntimeError:  # closed meanwhile
             raise KafkaException(KafkaError(KafkaError.UNKNOWN_MEMBER_ID)) from None
+        finally:
+            with self.lock:
+                self._commits -= 1
 
     # ---- the thread
 
@@ -221,6 +228,9 @@ class Fetcher:
         if not self._has_room():
             return
         self._apply()
+        if self._commits:
+            # A commit in another thread gets in only between two polls, and one poll after the other lets nobody in.
+            time.sleep(_BREATH_SECONDS)
         try:
             first = self._consumer.poll(_SLICE_SECONDS)
             if first is None:
