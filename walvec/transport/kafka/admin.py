@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 PREFIX = "walvec."
 _READY_SECONDS = 30.0
+_NEWS_SECONDS = 5.0
 _NO_OFFSET = -1001
 _LEADER_MOVES = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -64,6 +65,7 @@ class Admin:
         self._settings = client.settings
         self._sizes = Sizes(client)
         self._told: set[tuple[str, str]] = set()
+        self._ensured: dict[str, float] = {}
 
     # ---- topics
 
@@ -100,6 +102,7 @@ class Admin:
         while True:
             try:
                 await self.offsets(places, OffsetSpec.latest())
+                self._ensured[topic] = time.monotonic()
                 return len(places)
             except (LogUnavailable, NotFound):
                 # a leader that was just chosen may not know it yet
@@ -162,6 +165,7 @@ class Admin:
 
     async def delete(self, topic: str) -> None:
         """Returns once no broker that is asked knows it any more."""
+        self._ensured.pop(topic, None)
         future = self._client.admin.delete_topics([topic], request_timeout=_READY_SECONDS)[topic]
         try:
             await self._client.answer(future, topic)
@@ -196,8 +200,12 @@ class Admin:
     async def found(self, topic: str) -> TopicDescription:
         """Raises NotFound."""
         description = await self.describe(topic)
-        if description is None:
-            raise missing(topic)
+        while description is None:
+            # It may be news to the broker that is asked, and a topic that is missing costs a rebackfill.
+            if time.monotonic() - self._ensured.get(topic, -_NEWS_SECONDS) >= _NEWS_SECONDS:
+                raise missing(topic)
+            await asyncio.sleep(0.1)
+            description = await self.describe(topic)
         return description
 
     async def limits(self, topic: str) -> Limits:

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 # What a batch of one record adds at most: its header (61), lengths and deltas (6 numbers of up to 5 bytes), and room.
 _OVERHEAD = 128
-_SOON, _LATER = 0.001, 0.05  # seconds between looks for reports: at first, and while a broker is away
+_SOON, _LATER, _IDLE = 0.001, 0.05, 10.0  # seconds between looks for reports: at first, in an outage, with none to come
 _LIMITS_SECONDS = 60.0  # how long a topic's limits are believed
 _OF_THE_TOPIC = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -73,18 +73,26 @@ class _Instance:
         self._outstanding: dict[_Append, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._quiet = 0
+        self._idle = False
         self._room: asyncio.Future[None] | None = None
         self.failure: WalvecError | None = None
 
     def begin(self, append: _Append) -> None:
         self._outstanding[append] = None
         self._quiet = 0
-        if self._timer is None:
-            self._timer = self._loop.call_later(_SOON, self._look)
+        self._look_soon()
 
     def abandon(self, append: _Append) -> None:
         """Whoever waited has gone, or some of it was never handed over: nobody is told of the rest."""
         self._outstanding.pop(append, None)
+
+    def _look_soon(self) -> None:
+        if self._idle and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._idle = False
+            self._timer = self._loop.call_later(_SOON, self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -96,8 +104,10 @@ class _Instance:
         if served and self._room is not None:
             self._room.set_result(None)
             self._room = None
-        if self._outstanding and self.failure is None:
-            pause = _SOON if self._quiet < 100 else _LATER
+        if self.failure is None:
+            # while idle, too: librdkafka's own events would pile up
+            self._idle = not self._outstanding and self._room is None
+            pause = _IDLE if self._idle else _SOON if self._quiet < 100 else _LATER
             self._timer = self._loop.call_later(pause, self._look)
 
     def _settle(self, append: _Append) -> None:
@@ -117,8 +127,7 @@ class _Instance:
         """Waits until librdkafka may take more. Raises what the instance failed with."""
         if self._room is None:
             self._room = self._loop.create_future()
-        if self._timer is None:
-            self._timer = self._loop.call_later(_SOON, self._look)
+        self._look_soon()
         await asyncio.shield(self._room)
         if self.failure is not None:
             raise self.failure
