@@ -374,6 +374,34 @@ async def test_a_broker_that_is_killed_takes_no_acknowledged_record_along(
     assert set(acknowledged) <= set(found)
 
 
+async def test_a_full_disk_refuses_appends_until_there_is_room(
+    kafka_with: Callable[..., KafkaCluster], open_log: Open
+) -> None:
+    cluster = kafka_with(disk_bytes=96 * 1024 * 1024)
+    log = open_log(cluster, delivery_timeout_ms=5000, request_timeout_ms=2000)
+    await log.ensure_topic(TOPIC, 1)
+    producer = log.producer()
+    acknowledged = 0
+
+    async def fill() -> None:
+        nonlocal acknowledged
+        while True:
+            noise = os.urandom(500_000)
+            await producer.append(TOPIC, [Record(b"k", b"%06d" % (acknowledged + n) + noise) for n in range(10)])
+            acknowledged += 10
+
+    with pytest.raises(LogUnavailable):
+        await asyncio.wait_for(fill(), 90)
+    assert acknowledged >= 50
+    await asyncio.to_thread(cluster.resize_disk, 512 * 1024 * 1024)
+    await asyncio.to_thread(cluster.stop)  # a broker whose only disk failed ends by itself, sooner or later
+    await asyncio.to_thread(cluster.restart)
+    await eventually(lambda: producer.append(TOPIC, [Record(b"k", b"after!")]), 90)
+    found = [value[:6] for value in await values(log, TOPIC, 0)]
+    assert {b"%06d" % n for n in range(acknowledged)} <= set(found)
+    assert found[-1] == b"after!"
+
+
 async def _is(condition: bool) -> bool:
     await asyncio.sleep(0)
     return condition
