@@ -1,0 +1,118 @@
+"""A table behind an existing Debezium: whatever happens to the connector, the view equals the table in the end."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.faults import filled
+from tests.acceptance.harness import TABLE, Workload, differences, document, running, wait_until
+from tests.plugins.connect import DebeziumConnect
+from tests.plugins.kafka import KafkaCluster
+from tests.plugins.machines import Machines, machines
+from tests.plugins.postgres import PostgresDatabase
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(400)]
+
+ROWS = 1000
+
+
+class Captured:
+    """`items` captured by a running connector, and walvec's roles reading its topic."""
+
+    def __init__(self, connect: DebeziumConnect, walvec: Machines, postgres: PostgresDatabase) -> None:
+        self.connect = connect
+        self.walvec = walvec
+        self.postgres = postgres
+        self.store = walvec.env["WALVEC_PGVECTOR__URL"]
+
+    def after(self, workload: Workload, transactions: int) -> None:
+        goal = workload.done + transactions
+        wait_until(lambda: workload.done >= goal or workload.failure, what=f"{transactions} transactions more")
+
+    def equal(self) -> None:
+        """Once the connector has sent and walvec has read everything: by plain SQL and by the program's own word."""
+        [(now,)] = self.postgres.execute("SELECT pg_current_wal_lsn()::text")
+        sent = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND confirmed_flush_lsn >= %s::pg_lsn"
+
+        def confirmed() -> bool:
+            # the connector confirms with its next event, so there has to be one
+            self.postgres.execute("UPDATE items SET stock = stock WHERE id = (SELECT min(id) FROM items)")
+            return bool(self.postgres.execute(sent, self.connect.slot, now))
+
+        self.connect.wait(confirmed)
+        self.walvec.drain("items", timeout=120)
+
+        def found() -> list[str]:
+            return differences(self.postgres.dsn, self.store)
+
+        wait_until(lambda: not found(), timeout=60, what="a view that equals the table")
+        done = self.walvec.run("verify", "items", "--json")
+        assert done.returncode == 0, f"verify: {done.stdout}{done.stderr}\n{found()}\n{self.walvec.tail()}"
+
+
+@pytest.fixture
+def capture(
+    tmp_path: Path, postgres: PostgresDatabase, kafka: KafkaCluster, debezium: Callable[..., DebeziumConnect]
+) -> Iterator[Callable[..., Captured]]:
+    """`capture(schemas=True, **{"decimal.handling.mode": "string"})`: the connector's converter and its options."""
+    opened: list[Any] = []
+
+    def start(*, schemas: bool = False, partitions: int = 3, **options: str) -> Captured:
+        filled(postgres.dsn, ROWS)
+        prefix = f"dbz{uuid.uuid4().hex[:8]}"
+        options = {
+            "skipped.operations": "none",
+            "topic.creation.default.partitions": str(partitions),
+            "heartbeat.interval.ms": "500",
+            **options,
+        }
+        connect = debezium(postgres.dsn, kafka, prefix, ["public.items"], options, schemas=schemas)
+        connect.start()
+        store = postgres.another()
+        context = machines(tmp_path / "m", dsn=store, control=store, kafka=kafka)
+        walvec = context.__enter__()
+        opened.append(context)
+        walvec.start_all()
+        source = {"kafka_topic": connect.topic("public.items"), "slot": connect.slot}
+        done = walvec.apply(document(postgres.dsn, {**TABLE, "source": source}))
+        assert done.returncode == 0, done.stdout + done.stderr + walvec.tail()
+        return Captured(connect, walvec, postgres)
+
+    yield start
+    for context in opened:
+        context.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("schemas", [False, True], ids=["plain", "schemas"])
+def test_the_connector_is_killed_and_delivers_again(capture: Callable[..., Captured], schemas: bool) -> None:
+    captured = capture(schemas=schemas)
+    with running(Workload(captured.postgres.dsn, seed=5, pause=0.02)) as workload:
+        captured.after(workload, 50)
+        captured.connect.kill()
+        captured.after(workload, 50)
+        captured.connect.start()
+        captured.after(workload, 50)
+        captured.walvec.kill_one("cdc-1")
+        captured.after(workload, 20)
+        captured.walvec.start_role("cdc")
+        captured.connect.kill()
+        captured.connect.start()
+        captured.after(workload, 50)
+    captured.equal()
+
+
+def test_the_connector_loses_its_offsets(capture: Callable[..., Captured]) -> None:
+    """What was deleted while it had no place is nowhere in its topic."""
+    captured = capture()
+    captured.equal()
+    captured.connect.kill()
+    captured.connect.forget_offsets()
+    captured.postgres.execute("DELETE FROM items WHERE id % 3 = 0")
+    captured.connect.start()
+    captured.postgres.execute("UPDATE items SET title = 'afterwards' WHERE id % 5 = 0")
+    captured.equal()
