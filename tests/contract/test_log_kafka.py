@@ -314,7 +314,7 @@ async def test_a_new_partition_is_read_from_its_beginning(kafka: KafkaCluster, o
         name = f"{topic}.{protocol}"
         log = open_log(kafka, group_protocol=protocol, topic_metadata_refresh_interval_ms=1000)
         await log.ensure_topic(name, 1)
-        consumer = log.consumer(name, "group")
+        consumer = log.consumer(name, protocol)
         assert await poll_briefly(consumer, 0) == []
         kafka.admin.create_partitions([NewPartitions(name, 3)])[name].result(30)
         producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
@@ -363,12 +363,8 @@ async def test_a_group_beyond_the_end_hears_of_it(kafka: KafkaCluster, open_log:
     log = open_log(kafka)
     await log.ensure_topic(topic, 1)
     await log.producer().append(topic, some(5))
-    kafka.run(
-        "kafka-console-consumer", "--topic", topic, "--group", "group", "--from-beginning", "--max-messages", "1",
-        "--command-property", "group.protocol=classic",
-    )  # fmt: skip
     consumer = log.consumer(topic, "group")
-    await take(consumer, 4)
+    await take(consumer, 5)
     await consumer.seek(0, 4711)
     with pytest.raises(RecordsLost) as lost:
         await take(consumer, 1)
@@ -419,6 +415,7 @@ async def test_foreign_records_are_read_as_they_are(kafka: KafkaCluster, open_lo
         producer.begin_transaction()
         producer.produce(topic, value, key=b"k", headers=[("name", b"x"), ("none", None)])
         producer.produce(topic, None, key=b"tombstone")
+        assert producer.flush(30) == 0
         outcome(30)
     producer.begin_transaction()
     producer.produce(topic, b"two")

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import confluent_kafka
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import KafkaError, TopicCollection
 
 from walvec.contracts.errors import LogUnavailable, NotFound, PartitionLost
 from walvec.runtime.settings import KafkaSettings
@@ -120,6 +119,7 @@ class KafkaConsumer:
                     # not from a partition whose loss the caller has not been told of
                     fetches = [] if fetcher.lost else fetcher.buffer.take(max_records, max_bytes)
                     if fetches:
+                        fetcher.handed_out = time.monotonic()
                         fetcher.lock.notify_all()
                 if fetches:
                     return fetches
@@ -397,23 +397,18 @@ class KafkaConsumer:
     async def _send(self, fetcher: Fetcher, offsets: dict[int, int]) -> dict[int, KafkaError]:
         """By partition, what went wrong."""
 
-        def work() -> dict[int, KafkaError]:
-            try:
-                return {place.partition: place.error for place in fetcher.commit(offsets) if place.error is not None}
-            except KafkaException as error:
-                return dict.fromkeys(offsets, error.args[0])
+        answer: asyncio.Future[dict[int, KafkaError]] = asyncio.get_running_loop().create_future()
 
-        return await asyncio.get_running_loop().run_in_executor(_commits(), work)
+        def done(errors: dict[int, KafkaError]) -> None:
+            if not answer.done():
+                answer.set_result(errors)
+
+        fetcher.commit(offsets, done)
+        return await answer
 
     def _check_open(self) -> None:
         if self._closed or (self._closing and self._fetcher is None):
             raise LogUnavailable("This consumer is closed.", "Open another one.")
-
-
-@cache
-def _commits() -> ThreadPoolExecutor:
-    """Threads of their own: a commit may wait for a broker longer than anybody else should."""
-    return ThreadPoolExecutor(32, thread_name_prefix="kafka-commit")
 
 
 def _protocols(settings: KafkaSettings) -> tuple[GroupProtocol, ...]:

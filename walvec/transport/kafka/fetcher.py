@@ -1,8 +1,10 @@
 """One librdkafka consumer and the thread that serves it: rebalances, records and errors into plain state.
 
 librdkafka runs its rebalance callbacks in the thread that polls, so the thread hands a revocation to the event loop and
-waits for it, for a bounded time; commits go through other threads and never need this one. Law: everything that both
-sides touch is touched under `lock`; a callback never calls user code. Next: `consumer` is the side of the event loop.
+waits for it, for a bounded time. The Python binding lets one thread in at a time and is not fair about it: a second
+thread's commit may wait for ever beside a polling one, and surely does within a callback. So every call is made by this
+thread, and it commits while it waits. Law: everything that both sides touch is touched under `lock`; a callback never
+calls user code. Next: `consumer` is the side of the event loop.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -26,7 +29,8 @@ logger = logging.getLogger(__name__)
 GroupProtocol = Literal["classic", "consumer"]
 
 _SLICE_SECONDS = 0.1
-_BREATH_SECONDS = 0.001
+_BUSY_SLICE_SECONDS = 0.005
+_BUSY_SECONDS = 2.0
 _CHUNK_RECORDS = 500
 _BUFFER_RECORDS = 10_000
 _BUFFER_BYTES = 4 * 1024**2
@@ -47,7 +51,13 @@ _NO_TOPIC = {
     KafkaError._UNKNOWN_PARTITION,
     KafkaError.UNKNOWN_TOPIC_ID,
 }
-_NO_PROTOCOL = {KafkaError.UNSUPPORTED_VERSION, KafkaError._UNSUPPORTED_FEATURE, KafkaError.INCONSISTENT_GROUP_PROTOCOL}
+# The last is how a coordinator refuses to take a group of the older protocol over.
+_NO_PROTOCOL = {
+    KafkaError.UNSUPPORTED_VERSION,
+    KafkaError._UNSUPPORTED_FEATURE,
+    KafkaError.INCONSISTENT_GROUP_PROTOCOL,
+    KafkaError.GROUP_ID_NOT_FOUND,
+}
 # What ends by itself: librdkafka connects again, finds the leader, joins again.
 _PASSING = {
     KafkaError._TRANSPORT,
@@ -116,6 +126,8 @@ class Fetcher:
         self._changed = changed
         self._patience = patience or Patience()
         self._consumer: Any = None
+        self.handed_out = 0.0
+        self._commits: deque[tuple[Mapping[int, int], Callable[[dict[int, KafkaError]], None]]] = deque()
         self._seeks: dict[int, int] = {}
         self._unreadable: set[int] = set()
         self._held_back: frozenset[int] = frozenset()
@@ -125,7 +137,6 @@ class Fetcher:
         self._may_fall_back = False
         self._pulse = time.monotonic()
         self._asked = 0.0
-        self._commits = 0
         self._thread = threading.Thread(target=self._run, name=f"kafka {topic}", daemon=True)
 
     # ---- for the event loop
@@ -159,26 +170,14 @@ class Fetcher:
             self.revoking = frozenset()
             self.lock.notify_all()
 
-    def commit(self, offsets: Mapping[int, int]) -> list[TopicPartition]:
-        """Blocks until the broker has answered: not for the event loop. Raises KafkaException."""
+    def commit(self, offsets: Mapping[int, int], done: Callable[[dict[int, KafkaError]], None]) -> None:
+        """`done` gets what went wrong, by partition, on the event loop."""
         with self.lock:
-            consumer = self._consumer
-            epochs = {p: self.owned[p].leader_epoch if p in self.owned else -1 for p in offsets}
-        if consumer is None:
-            raise KafkaException(KafkaError(KafkaError._STATE, "the consumer has not joined its group"))
-        places = [
-            TopicPartition(self.topic, p, offset, self.topic_identity, *((epochs[p],) if epochs[p] >= 0 else ()))
-            for p, offset in offsets.items()
-        ]
-        with self.lock:
-            self._commits += 1
-        try:
-            return list(consumer.commit(offsets=places, asynchronous=False))
-        except RuntimeError:  # closed meanwhile
-            raise KafkaException(KafkaError(KafkaError.UNKNOWN_MEMBER_ID)) from None
-        finally:
-            with self.lock:
-                self._commits -= 1
+            if not self.ended:
+                self._commits.append((offsets, done))
+                self.lock.notify_all()
+                return
+        done(dict.fromkeys(offsets, KafkaError(KafkaError.UNKNOWN_MEMBER_ID)))
 
     # ---- the thread
 
@@ -202,8 +201,11 @@ class Fetcher:
         finally:
             with self.lock:
                 self.ended = True
+                left, self._commits = self._commits, deque()
                 self.lost |= set(self.owned)
                 self._forget(frozenset(self.owned))
+            for offsets, done in left:
+                self._post(partial(done, dict.fromkeys(offsets, KafkaError(KafkaError.UNKNOWN_MEMBER_ID))))
             self._changed()
 
     def _serve_one(self, *, last: bool) -> None:
@@ -225,19 +227,38 @@ class Fetcher:
             with self.lock:
                 self.lock.wait(_SLICE_SECONDS)
             return
+        self._serve_commits()
         if not self._has_room():
             return
         self._apply()
-        if self._commits:
-            # A commit in another thread gets in only between two polls, and one poll after the other lets nobody in.
-            time.sleep(_BREATH_SECONDS)
+        # Nothing wakes a poll but Kafka: a commit that is to be expected soon must not wait long.
+        busy = time.monotonic() - self.handed_out < _BUSY_SECONDS
         try:
-            first = self._consumer.poll(_SLICE_SECONDS)
+            first = self._consumer.poll(_BUSY_SLICE_SECONDS if busy else _SLICE_SECONDS)
             if first is None:
                 return
             self._take_in([first, *self._consumer.consume(_CHUNK_RECORDS, 0)])
         except KafkaException as error:
             self._on_error(error.args[0])
+
+    def _serve_commits(self) -> None:
+        while self._commits:
+            with self.lock:
+                offsets, done = self._commits.popleft()
+                epochs = {p: self.owned[p].leader_epoch for p in offsets if p in self.owned}
+            places = [
+                TopicPartition(self.topic, p, offset, self.topic_identity, *((epochs[p],) if epochs[p] >= 0 else ()))
+                for p, offset in offsets.items()
+                if p in epochs
+            ]
+            errors = {p: KafkaError(KafkaError.UNKNOWN_MEMBER_ID) for p in offsets if p not in epochs}
+            try:
+                if places:
+                    answers = self._consumer.commit(offsets=places, asynchronous=False)
+                    errors |= {place.partition: place.error for place in answers if place.error is not None}
+            except KafkaException as error:
+                errors = dict.fromkeys(offsets, error.args[0])
+            self._post(partial(done, errors))
 
     def _alive(self) -> bool:
         """False: the event loop hangs. Not to poll is then what lets others have the partitions."""
@@ -256,7 +277,8 @@ class Fetcher:
             if self._full():
                 if not self._stalled:
                     self._stalled = not self.lock.wait_for(
-                        lambda: not self._full() or self.closing or bool(self._seeks), _STALL_SECONDS
+                        lambda: not self._full() or self.closing or bool(self._seeks or self._commits),
+                        _STALL_SECONDS,
                     )
                     return False
             elif self._stalled and self.buffer.bytes <= _BUFFER_BYTES // 2:
@@ -387,16 +409,29 @@ class Fetcher:
             if asked and not self.closing:
                 self.revoking, self._taken_up = asked, False
         self._changed()
+        self._wait_for_release()
         with self.lock:
-            self.lock.wait_for(lambda: self._taken_up or not self.revoking, self._patience.pick_up)
-            if self._taken_up:
-                self.lock.wait_for(lambda: not self.revoking, self._patience.revoke)
-            elif self.revoking:
+            if self.revoking and not self._taken_up:
                 self.lost |= self.revoking  # nobody polls: told afterwards
             self.revoking = frozenset()
             self._forget(gone)
         consumer.incremental_unassign(partitions)
         self._changed()
+
+    def _wait_for_release(self) -> None:
+        began = time.monotonic()
+        while True:
+            self._serve_commits()
+            with self.lock:
+                limit = self._patience.revoke if self._taken_up else self._patience.pick_up
+                left = began + limit - time.monotonic()
+                if not self.revoking or left <= 0:
+                    return
+                taken_up = self._taken_up
+                self.lock.wait_for(
+                    lambda: not self.revoking or bool(self._commits) or self._taken_up != taken_up,  # noqa: B023
+                    left,
+                )
 
     def _on_lost(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         gone = frozenset(place.partition for place in partitions)
