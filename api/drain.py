@@ -32,6 +32,7 @@ from walvec.transport.records import bridge_group, changes_topic, embedder_group
 OUTAGES = (ControlUnavailable, LogUnavailable, SourceUnavailable, StoreUnavailable, SlotInUse)
 _IDENTITY_SECONDS = 2.0  # how often a wait makes sure that its topic is still the one it began with
 _LOOK_SECONDS = 0.1  # how long one wait for the log lasts when nothing is appended
+_NUDGE_SECONDS = 1.0
 _BREATH_SECONDS = 0.01  # least time between two looks, so that a busy log does not make this loop spin
 
 
@@ -162,13 +163,17 @@ class _Drain:
             await self._pace()
 
     async def _flushed(self, table: VectorTable, slot: str) -> None:
-        """Debezium confirms to its slot what the brokers have, once per offset.flush.interval.ms."""
+        """Debezium confirms to its slot what the brokers have, once per offset.flush.interval.ms, and not before its
+        next event: a logical message is one, where the database is idle."""
         snapshot = await self._try([table.id], self.services.snapshot)
         connection = _connection(snapshot, table.connection_id)
         ask = lambda: self.services.source.flushed(connection, slot)  # noqa: E731
         _, wanted = await self._try([table.id], ask)
-        await self._try([table.id], lambda: self._emit(connection.id))  # an idle database moves on, too
+        emit_at = time.monotonic()
         while table.id in self.waiting:
+            if time.monotonic() >= emit_at:
+                await self._try([table.id], lambda: self._emit(connection.id))
+                emit_at = time.monotonic() + _NUDGE_SECONDS
             confirmed, _ = await self._try([table.id], ask)
             if confirmed >= wanted:
                 return

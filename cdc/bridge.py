@@ -119,7 +119,7 @@ class Bridge:
     async def _session(self, stop: asyncio.Event, stack: AsyncExitStack) -> None:
         table, source = self._table(), self._source
         if _stopped(table):
-            await self._control.feed.changed(self._control.feed.current.version)
+            await self._moved(stop)
             return
         partitions = await self._topics.settle(table)
         await self._settle_source(table, source.kafka_topic)
@@ -152,6 +152,16 @@ class Bridge:
                 checked = time.monotonic()
                 await self._topics.check([now])
                 await self._settle_source(now, source.kafka_topic)
+
+    async def _moved(self, stop: asyncio.Event) -> None:
+        """Until a definition changes, or `stop`."""
+        feed = self._control.feed
+        waits = [asyncio.create_task(feed.changed(feed.current.version)), asyncio.create_task(stop.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _poll(self, consumer: Consumer, table: VectorTable) -> Sequence[Fetch]:
         settings = self._settings.cdc
