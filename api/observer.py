@@ -17,12 +17,12 @@ from typing import get_args
 
 from api.lag import lag_of
 from api.services import Services
-from api.status import backfill_progress, state_of
+from api.status import backfill_progress, stages_of, state_of
 from walvec.contracts.errors import WalvecError
 from walvec.definitions.model import Connection, SyncStatus, VectorTable
 from walvec.runtime import measures
 from walvec.runtime.measures import Sample
-from walvec.transport.records import changes_topic, dead_topic, embedder_group, sink_group, vectors_topic
+from walvec.transport.records import changes_topic, dead_topic, vectors_topic
 
 _log = logging.getLogger(__name__)
 _FRESH_SECONDS = 1.0
@@ -79,8 +79,8 @@ class Observer:
         # as the feed last knew them: the lag is told while the control database is away, too
         snapshot = self._services.control.feed.current
         tables = list(snapshot.vector_tables.values())
-        used = {t.connection_id for t in tables}
-        connections = [c for c in snapshot.connections.values() if c.id in used]
+        # a connection whose tables are all behind a Debezium has no slot of ours
+        connections = [c for c in snapshot.connections.values() if snapshot.streamed_tables(c.id)]
         several = asyncio.Semaphore(_AT_ONCE)
         parts = [self._control(tables, connections, found), self._sizes(tables, found)]
         parts += [self._lag(t, found, several) for t in tables]
@@ -100,12 +100,8 @@ class Observer:
             _log.debug("not observed", extra={"action": "observe", "what": what, "reason": str(e)})
 
     async def _lag(self, table: VectorTable, found: list[Sample], several: asyncio.Semaphore) -> None:
-        name = table.storage_name
         async with several, self._seeing("log"):
-            for stage, topic, group in (
-                ("embedder", changes_topic(name), embedder_group(name)),
-                ("sink", vectors_topic(name), sink_group(name)),
-            ):
+            for stage, (topic, group) in stages_of(table).items():
                 lag = await lag_of(self._services.log, topic, group)
                 found.append(measures.LAG_RECORDS.of(lag.changes, table.name, stage))
                 found.append(measures.LAG_SECONDS.of(lag.seconds, table.name, stage))

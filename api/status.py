@@ -202,12 +202,18 @@ async def _reached(
     return services.memory.last(name)
 
 
-async def _stages(services: Services, table: VectorTable, unreachable: list[str]) -> dict[str, Lag | None]:
-    """How far each stage is behind. None = the log cannot be reached."""
+def stages_of(table: VectorTable) -> dict[str, tuple[str, str]]:
+    """Topic and group of each stage, in the order of the flow."""
     name = table.storage_name
     groups = {"embedder": (changes_topic(name), embedder_group(name)), "sink": (vectors_topic(name), sink_group(name))}
     if table.source is not None:
         groups = {"bridge": (table.source.kafka_topic, bridge_group(name)), **groups}
+    return groups
+
+
+async def _stages(services: Services, table: VectorTable, unreachable: list[str]) -> dict[str, Lag | None]:
+    """How far each stage is behind. None = the log cannot be reached."""
+    groups = stages_of(table)
     try:
         async with asyncio.timeout(_PATIENCE):
             return {stage: await lag_of(services.log, *place) for stage, place in groups.items()}

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from tests.acceptance.harness import SCHEMA, TABLE, Walvec, document, free_port, wait_until
+from tests.plugins.kafka import KafkaCluster, properties_environment
 from tests.plugins.postgres import PostgresDatabase
 from walvec.runtime import measures
 
@@ -104,7 +105,7 @@ def provider() -> Iterator[Provider]:
 @contextmanager
 def running(directory: Path, postgres: PostgresDatabase, *args: str, first: int | None, **of: Any) -> Iterator[Walvec]:
     own = postgres.another()
-    env = {} if first is None else {"WALVEC_METRICS__PORT": str(first)}
+    env = {**of.get("env", {}), **({} if first is None else {"WALVEC_METRICS__PORT": str(first)})}
     walvec = Walvec(directory, control=own, store=own, env=env)
     try:
         walvec.start(walvec.definitions(document(postgres.dsn, *of.get("tables", ()), **of.get("more", {}))), args=args)
@@ -257,3 +258,39 @@ def test_without_the_setting_only_the_api_listens(tmp_path: Path, postgres: Post
             if connection.status == psutil.CONN_LISTEN
         }
         assert listening == {("api", walvec.port)}
+
+
+def test_over_kafka_and_while_the_broker_is_away(
+    tmp_path: Path, postgres: PostgresDatabase, own_kafka: KafkaCluster
+) -> None:
+    postgres.execute(SCHEMA)
+    first = four_ports()
+    env = {"WALVEC_LOG__KIND": "kafka", **properties_environment(own_kafka.client_properties)}
+    with running(tmp_path, postgres, first=first, env=env) as walvec:
+        walvec.drain()
+        insert(postgres.dsn, *((n, f"text {n}") for n in range(STREAMED)))
+        walvec.drain()
+        found = Scrape(first)
+        of = {"table": "items"}
+        assert found.one("walvec_records_written_total", **of, stage="cdc") == STREAMED
+        assert found.one("walvec_commit_to_stored_seconds_count", **of) == STREAMED
+        assert found.sum("walvec_lag_records", **of) == found.sum("walvec_lag_seconds", **of) == 0
+        assert {s.labels["stage"] for s in found.all("walvec_lag_seconds")} == {"embedder", "sink"}
+        assert found.one("walvec_log_bytes", **of, topic="changes") > 0
+        assert not found.all("walvec_log_limit_bytes")
+        assert {s.value for s in found.all("walvec_dependency_up")} == {1}
+
+        own_kafka.pause()
+        try:
+            wait_until(lambda: _log_is_up(first) == {0.0}, what="all roles miss the broker")
+            ready = httpx.get(f"http://127.0.0.1:{first + 2}/health/ready", timeout=15)
+            assert ready.status_code == 503
+            assert not ready.json()["checks"]["log"]["ok"]
+            assert ready.json()["checks"]["control_database"]["ok"]
+        finally:
+            own_kafka.resume()
+        wait_until(lambda: _log_is_up(first) == {1.0}, timeout=60, what="all roles have the broker again")
+
+
+def _log_is_up(first: int) -> set[float]:
+    return {s.value for s in Scrape(first).all("walvec_dependency_up", dependency="log")}

@@ -73,7 +73,7 @@ RETRIES = _counter(
     "walvec_retries_total",
     "cdc embedder sink api",
     "kind",
-    "Attempts that failed because something could not be reached, by kind: log_unavailable (the broker), "
+    "Attempts of this process that failed because something was out of reach, by kind: log_unavailable (the broker), "
     "control_unavailable, store_unavailable, source_unavailable, source_rejected. Each is tried again.",
 )
 
@@ -310,15 +310,18 @@ COMMIT_TO_STORED = _histogram(
 
 # Is work waiting, and before which stage?
 LAG_RECORDS = _gauge(
-    "walvec_lag_records", "api", "table stage", "Records that a stage (embedder, sink) has not committed; 0 when idle."
+    "walvec_lag_records",
+    "api",
+    "table stage",
+    "Records that a stage (bridge, embedder, sink) has not committed; 0 when idle.",
 )
 # How old is the oldest change that is not in the store?
 LAG_SECONDS = _gauge(
     "walvec_lag_seconds",
     "api",
     "table stage",
-    "Age of the oldest record that a stage (embedder, sink) has not committed; 0 when idle, growing while a role is "
-    "down.",
+    "Age of the oldest record that a stage (bridge, embedder, sink) has not committed; 0 when idle, growing while a "
+    "role is down.",
 )
 # What is a table doing?
 TABLE_STATE = _gauge(
