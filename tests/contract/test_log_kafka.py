@@ -268,7 +268,7 @@ async def test_members_that_come_and_go_under_load_lose_nothing(
             for partition in partitions:
                 in_hand.pop(partition, None)
 
-        consumer = log.consumer(topic, "group", on_revoke)
+        consumer = log.consumer(topic, "group-" + protocol, on_revoke)
         while not stop.is_set():
             fetches = await consumer.poll(max_records=50, max_bytes=MEBIBYTE, timeout=0.1)
             for fetch in fetches:
@@ -296,7 +296,10 @@ async def test_members_that_come_and_go_under_load_lose_nothing(
             await running.pop(0)[1]
     ends = await log.end_offsets(topic)
     async with asyncio.timeout(60):
-        while any(len(seen[p]) < end for p, end in ends.items()) or await log.committed(topic, "group") != ends:
+        while (
+            any(len(seen[p]) < end for p, end in ends.items())
+            or await log.committed(topic, "group-" + protocol) != ends
+        ):
             for _, task in running:
                 if task.done():
                     task.result()
