@@ -260,6 +260,7 @@ def test_without_the_setting_only_the_api_listens(tmp_path: Path, postgres: Post
         assert listening == {("api", walvec.port)}
 
 
+@pytest.mark.timeout(300)
 def test_over_kafka_and_while_the_broker_is_away(
     tmp_path: Path, postgres: PostgresDatabase, own_kafka: KafkaCluster
 ) -> None:
