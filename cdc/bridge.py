@@ -145,7 +145,7 @@ class Bridge:
             await self._assigned(consumer, source.kafka_topic, table)
             fetches = [f for f in (self._begun(f) for f in fetches) if f is not None]
             if fetches:
-                translator = await self._took(translator, table, source, partitions, fetches, producer)
+                translator = await self._took(translator, now, source, partitions, fetches, producer)
                 await self._commit(consumer, {f.partition: f.next_offset for f in fetches})
             await self._tell("")
             if time.monotonic() - checked > _CHECK_SECONDS:
@@ -325,17 +325,20 @@ class Bridge:
     async def _note(self, table: VectorTable, out: Bridged) -> None:
         """Stores what was learned of the topic: how far the connector has come, and where a snapshot began. What
         happened while a connector had lost its place may not be in the topic: the table is read again, and swept."""
+        self._sequence = max(self._sequence, out.sequence)
+        due = time.monotonic() - self._stored_at > _STORE_SECONDS and self._sequence > self._progress.sequence
+        if not (out.snapshots or out.begins or due):
+            return
         if out.begins:
             stored = (await self._control.progress.bridge(table.id) or BridgeProgress()).snapshot_lsns
             new = {lsn for found in out.snapshots.values() for _, lsn in found}
             if not new or not new <= set(stored):  # else the reader of another partition has noticed it
+                # the rebackfill is stamped with it; the snapshots come last, so that a crash finds them new again
+                await self._control.progress.put_bridge(table.id, sequence=self._sequence)
                 await read_again(self._control, [table], "the connector began anew, without its offsets")
-        self._sequence = max(self._sequence, out.sequence)
-        due = time.monotonic() - self._stored_at > _STORE_SECONDS and self._sequence > self._progress.sequence
-        if out.snapshots or out.begins or due:
-            await self._control.progress.put_bridge(table.id, sequence=self._sequence, snapshots=out.snapshots)
-            self._progress = await self._control.progress.bridge(table.id) or BridgeProgress()
-            self._stored_at = time.monotonic()
+        await self._control.progress.put_bridge(table.id, sequence=self._sequence, snapshots=out.snapshots)
+        self._progress = await self._control.progress.bridge(table.id) or BridgeProgress()
+        self._stored_at = time.monotonic()
 
     async def _limit(self, table: VectorTable, source: TopicSource, out: Bridged) -> None:
         """Past a limit of letters in a row the table stops instead of draining the topic into them."""
