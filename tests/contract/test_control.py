@@ -12,12 +12,14 @@ from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import Position
 from walvec.definitions.memory import MemoryControl
 from walvec.definitions.model import (
+    BridgeProgress,
     Column,
     Connection,
     EmbeddingProvider,
     Generation,
     SourceColumn,
     SourceProgress,
+    TopicSource,
     VectorTable,
 )
 from walvec.definitions.ports import Control
@@ -334,3 +336,27 @@ async def test_topics_are_remembered_by_table_and_forgotten_with_it(defined: Con
         await defined.progress.put_topics("vt_none", {"b.changes": "1"})
     await defined.definitions.delete_vector_table(PRODUCTS.id)
     assert await defined.progress.topics([PRODUCTS.id]) == {}
+
+
+async def test_a_bridge_only_adds_to_what_it_has_read(defined: Control) -> None:
+    """Several processes share a topic: a late writer takes nothing back."""
+    progress = defined.progress
+    assert await progress.bridge(PRODUCTS.id) is None
+    await progress.put_bridge(PRODUCTS.id, starts={0: 7, 1: 0}, sequence=50)
+    await progress.put_bridge(PRODUCTS.id, sequence=40, snapshots={1: [(9, 60)]})
+    await progress.put_bridge(PRODUCTS.id, snapshots={1: [(3, 30), (9, 60)], 0: [(8, 60)]})
+    found = await progress.bridge(PRODUCTS.id)
+    assert found == BridgeProgress({0: 7, 1: 0}, 50, {0: ((8, 60),), 1: ((3, 30), (9, 60))})
+    assert found.snapshot_lsns == (30, 60)
+    await progress.put_bridge(PRODUCTS.id, starts={0: 0})  # the topic is another one
+    assert await progress.bridge(PRODUCTS.id) == BridgeProgress({0: 0}, 50, {})
+    with pytest.raises(NotFound):
+        await progress.put_bridge("vt_none", sequence=1)
+    await defined.definitions.delete_vector_table(PRODUCTS.id)
+    assert await progress.bridge(PRODUCTS.id) is None
+
+
+async def test_a_source_topic_comes_back_as_it_was_put(defined: Control) -> None:
+    source = TopicSource("shop.public.products", slot="debezium")
+    await defined.definitions.put_vector_table(replace(PRODUCTS, source=source))
+    assert (await table(defined)).source == source

@@ -151,7 +151,11 @@ class Store:
         known = self.versions.get(change.key)
         if change.position < self.floor or (known is not None and change.position <= known[0]):
             return
-        row = None if change.after is None else {n: self._text(change, n) for n in self._columns()}
+        row = (
+            None
+            if change.after is None
+            else {n: self._text(change, n) for n in self._columns() if n in change.after or n in change.unchanged}
+        )
         self.versions[change.key] = change.position, row
 
     def _columns(self) -> list[str]:
