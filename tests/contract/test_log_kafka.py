@@ -394,12 +394,13 @@ async def test_a_topic_made_anew_under_a_reader_is_not_skipped_into(
     kafka.delete_topic(topic)
     await until([], lambda: topic not in kafka.topics())
     kafka.create_topic(topic, 1)
+    await until([], lambda: topic in kafka.topics())
     await open_log(kafka).producer().append(topic, some(20, start=100))
     with contextlib.suppress(PartitionLost):
         await consumer.commit({0: 12})  # of the old topic: must count for nothing in the new one
     with pytest.raises(NotFound):
         await poll_on(consumer)
-    assert told == [{0}]
+    assert set(told) == {frozenset({0})}  # twice, where the new topic was assigned before it was known to be new
     assert values(await take(consumer, 20)) == [f"v{n}".encode() for n in range(100, 120)]
     await consumer.commit({0: 20})
     assert await log.committed(topic, "group") == {0: 20}

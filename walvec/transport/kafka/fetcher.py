@@ -492,7 +492,9 @@ class Fetcher:
 
     def _on_error(self, error: KafkaError) -> None:
         code = error.code()
-        if code in _NO_PROTOCOL and self._may_fall_back:
+        if self._refused:
+            return  # the echoes of a refusal
+        if self._may_fall_back and (code in _NO_PROTOCOL or (code == KafkaError._FATAL and not self.joined)):
             self._refused = True
             logger.info("group protocol is not offered", extra={"action": "group_protocol", "reason": error.str()})
             return
@@ -501,7 +503,7 @@ class Fetcher:
                 self.suspicious = True
             self._changed()
             return
-        if error.fatal() or code in _NO_PROTOCOL:
+        if error.fatal() or code == KafkaError._FATAL or code in _NO_PROTOCOL:
             self._fail(self._translate(error))
             return
         level = logging.DEBUG if code in _PASSING else logging.WARNING
