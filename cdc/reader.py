@@ -166,6 +166,8 @@ class Reader:
 
             version = await slots.server_version(plain)
             await self._check_server(plain, version)
+            if not await slots.begin_preparing(plain, connection.slot):
+                raise SlotInUse(f"slot {connection.slot} is prepared by another process.")
             stored = await self._control.progress.get(self._id)
             now = await self._identify(replication, stored)
             slot = await slots.slot_state(plain, connection.slot)
@@ -187,6 +189,7 @@ class Reader:
             if stop.is_set():
                 return
             await replication.start(connection.slot, connection.publication, 0)
+            await slots.end_preparing(plain, connection.slot)
             start = (await slots.slot_state(plain, connection.slot) or _missing(connection)).confirmed
             assembler = Assembler(decision.epoch, now.database)
             routes.bind(assembler)

@@ -77,6 +77,23 @@ async def slot_state(session: Session, slot: str) -> SlotState | None:
     return SlotState(parse_lsn(confirmed) if confirmed else 0, lost, invalidation or "lost", active, database)
 
 
+async def begin_preparing(session: Session, slot: str) -> bool:
+    """Publication, slot and the decision what to read are one reader's at a time; the slot itself locks only whoever
+    streams. False = another one is at it. A dead one's connection is found out within half a minute."""
+    found = await _rows(
+        session,
+        "SELECT pg_try_advisory_lock(hashtextextended(%s, 0)), set_config('tcp_keepalives_idle', '10', false),"
+        " set_config('tcp_keepalives_interval', '5', false), set_config('tcp_keepalives_count', '4', false)",
+        slot,
+    )
+    return bool(found[0][0])
+
+
+async def end_preparing(session: Session, slot: str) -> None:
+    """From now on the slot is the lock; the session's end does the same."""
+    await _rows(session, "SELECT pg_advisory_unlock(hashtextextended(%s, 0))", slot)
+
+
 async def slot_view(session: Session, slot: str) -> SlotView:
     """Seen from outside: how much the server keeps for it. On a standby, up to what was replayed there."""
     found = await _rows(

@@ -164,6 +164,11 @@ class Deployment:
     def tails(self) -> str:
         return "\n".join(f"--- {replica.log.name}\n{replica.tail()}" for replica in self.replicas)
 
+    def errors(self) -> list[str]:
+        """What any replica logged as an error, also one that has ended."""
+        lines = (line for log in sorted(self.directory.glob("*.log")) for line in log.read_text().splitlines())
+        return [line for line in lines if '"level":"error"' in line]
+
     def close(self) -> None:
         for replica in self.replicas:
             processes.end(replica.process)
@@ -340,6 +345,7 @@ def test_what_the_compose_file_says_works(
     for role in reversed(ROLES):
         deployment.scale(role, 0)
     assert not deployment.data_dir.exists()  # a read-only root file system is enough
+    assert deployment.errors() == []
 
 
 def _listens(replica: Replica) -> bool:

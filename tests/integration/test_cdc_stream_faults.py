@@ -14,6 +14,7 @@ import pytest
 
 from cdc import slots
 from cdc.losses import highest_logged
+from cdc.session import open_session
 from cdc.stream import Stream
 from tests.integration.cdc_world import CONNECTION, World, column, key, settings, vector_table
 from tests.plugins.eventually import eventually
@@ -205,6 +206,28 @@ async def test_another_reader_waits_as_standby(postgres: PostgresDatabase) -> No
         await w.sql(f"SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{SLOT}'")
         await eventually(lambda: w.stream.live or other.stream.live)
         await w.sql("INSERT INTO items VALUES (2, 'b', 1)")
+
+
+async def test_two_that_begin_at_once_do_not_get_into_each_others_way(postgres: PostgresDatabase) -> None:
+    """One prepares publication and slot, the other one waits, whoever it is: no table is stopped, nothing is lost."""
+    w = World(postgres.dsn)
+    await w.sql(ITEMS)
+    await w.define(vector_table("items"))
+    other = World(w.dsn, control=w.control, log=w.log)
+    between = await open_session(w.dsn)
+    assert await slots.begin_preparing(between, SLOT)
+    async with w.reading(wait=False), other.reading(wait=False):
+
+        async def standing_by() -> bool:
+            return any(r[2]["state"] == "standby" for r in await w.control.reports.all())
+
+        await eventually(standing_by)
+        assert await w.one("SELECT count(*)::text FROM pg_publication") == "0"
+        await between.close()
+        await eventually(lambda: w.stream.live or other.stream.live)
+        assert not (w.stream.live and other.stream.live)
+        assert all(t.error is None for t in (await w.control.definitions.snapshot()).vector_tables.values())
+        assert [t for t in await w.control.tasks.recent() if t.task_type == "rebackfill"] == []
 
 
 async def test_confirm_durable_nothing_is_confirmed_while_the_control_database_is_away(
