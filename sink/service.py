@@ -106,7 +106,7 @@ class Service:
         pause = _FIRST_PAUSE
         while True:
             try:
-                await self._work(desk)
+                await self._attempt(desk)
             except (StoreRejected, DefinitionError, ConfigError) as e:
                 # the storage of a generation that was just replaced, or of a table that was just dropped, is gone
                 # before the feed tells: then this desk is ended while it waits here
@@ -118,11 +118,19 @@ class Service:
                 logger.warning("worker failed, starts again", extra=extra)
             except Exception:
                 logger.exception("worker failed, starts again", extra={"action": "worker_failed"})
-            me = asyncio.current_task()
-            if me is not None and me.cancelling():  # a TaskGroup lets its own errors hide that it was cancelled
-                raise asyncio.CancelledError
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _attempt(self, desk: _Desk) -> None:
+        """In a task of its own: a TaskGroup whose part fails cancels the task that it stands in, and lets its own errors
+        hide that this task was cancelled. For the desk a cancellation means that it ends."""
+        work = asyncio.create_task(self._work(desk))
+        try:
+            await asyncio.wait((work,))
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+        work.result()
 
     async def _work(self, desk: _Desk) -> None:
         table = desk.table
