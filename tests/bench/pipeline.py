@@ -318,6 +318,15 @@ def reader(b: Bench) -> list[Figure]:
     ]
 
 
+def over_kafka(name: str) -> Callable[[Bench], list[Figure]]:
+    def run(b: Bench) -> list[Figure]:
+        from tests.bench import kafka
+
+        return kafka.measured(name, b)
+
+    return run
+
+
 SCENARIOS: dict[str, Callable[[Bench], list[Figure]]] = {
     "reader": reader,
     "static": static_load,
@@ -326,6 +335,9 @@ SCENARIOS: dict[str, Callable[[Bench], list[Figure]]] = {
     "live": live,
     "frugal": frugal,
     "million": million,
+    "kafka-reader": over_kafka("reader"),
+    "kafka-live": over_kafka("live"),
+    "kafka-scale": over_kafka("scale"),
 }
 
 

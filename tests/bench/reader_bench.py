@@ -1,6 +1,6 @@
 """How fast the reader brings WAL into a log, beside what `pg_recvlogical` reads of the same WAL.
 
-python -m tests.bench.reader_bench [--rows 300000] [--log null|local] [--profile FILE]
+python -m tests.bench.reader_bench [--rows 300000] [--log null|local|kafka] [--profile FILE]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -19,13 +20,16 @@ import psycopg
 from cdc.reader import Reader
 from cdc.stream import Stream
 from tests.integration.cdc_world import CONNECTION, World, column, settings, vector_table
+from tests.plugins.kafka import KafkaCluster
 from tests.plugins.postgres import started
 from walvec.contracts.position import parse_lsn
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
+from walvec.runtime.settings import settings_from
 from walvec.transport.local import open_local_log
 from walvec.transport.memory import MemoryLog
+from walvec.transport.open import open_log
 from walvec.transport.ports import Log, Producer
-from walvec.transport.records import Record
+from walvec.transport.records import Record, changes_topic
 
 TABLE = """CREATE TABLE items (id bigint PRIMARY KEY, title text, body text, category text, price numeric,
     updated timestamptz, active boolean)"""
@@ -66,17 +70,33 @@ def recvlogical(server_bin: Path, dsn: str, end: str, slot: str) -> float:
 
 
 def measure(
-    server: EmbeddedPostgres, *, rows: int = 300_000, batch: int = 1000, kind: str = "local", profile: str = ""
+    server: EmbeddedPostgres,
+    *,
+    rows: int = 300_000,
+    batch: int = 1000,
+    kind: str = "local",
+    profile: str = "",
+    kafka: str = "",
 ) -> dict[str, float]:
-    """Rows per second of `pg_recvlogical` and of the reader, on the same WAL; {"pg_recvlogical": …, "walvec": …}."""
-    return asyncio.run(_measure(server, rows, batch, kind, profile))
+    """Rows per second of `pg_recvlogical` and of the reader, on the same WAL: {"pg_recvlogical", "walvec"}; the CPU of
+    this process for a row, and the bytes of a row in the topic: {"cpu_us", "topic_bytes"}."""
+    return asyncio.run(_measure(server, rows, batch, kind, profile, kafka))
 
 
-async def _measure(server: EmbeddedPostgres, rows: int, batch: int, kind: str, profile: str) -> dict[str, float]:
-    server.ensure_database("bench_reader")
-    dsn = server.dsn("bench_reader")
+def _open(kind: str, directory: Path, kafka: str) -> Log:
+    if kind == "kafka":
+        return open_log(settings_from({"log": {"kind": "kafka"}, "kafka": {"bootstrap_servers": kafka}}))
+    return NullLog() if kind == "null" else open_local_log(directory, settings().log)
+
+
+async def _measure(
+    server: EmbeddedPostgres, rows: int, batch: int, kind: str, profile: str, kafka: str
+) -> dict[str, float]:
+    name = f"bench_reader_{kind}"
+    server.ensure_database(name)
+    dsn = server.dsn(name)
     with tempfile.TemporaryDirectory() as directory:
-        log: Log = NullLog() if kind == "null" else open_local_log(Path(directory), settings().log)
+        log = _open(kind, Path(directory), kafka)
         world = World(dsn, settings=settings(status_interval_seconds=0.02))
         await world.sql(TABLE)
         table = vector_table(
@@ -99,23 +119,29 @@ async def _measure(server: EmbeddedPostgres, rows: int, batch: int, kind: str, p
         plain = recvlogical(server_bin(), dsn, end, "twin")
         profiler = cProfile.Profile() if profile else None
         stop = asyncio.Event()
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         task = asyncio.create_task(Reader(CONNECTION, world.control, log, world.settings, Stream()).run(stop))
         if profiler:
             profiler.enable()
         target = parse_lsn(end)
         while (await world.control.progress.get(CONNECTION)).lsn < target:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        took = time.perf_counter() - began
+        took, spent = time.perf_counter() - began, time.process_time() - spent
         if profiler:
             profiler.disable()
             profiler.dump_stats(profile)
         stop.set()
         await task
+        stats = [t for t in await log.topics() if t.topic == changes_topic(table.storage_name)]
         await log.close()
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active")
-        return {"pg_recvlogical": rows / plain, "walvec": rows / took}
+        return {
+            "pg_recvlogical": rows / plain,
+            "walvec": rows / took,
+            "cpu_us": spent / rows * 1e6,
+            "topic_bytes": stats[0].bytes / rows if stats else 0,
+        }
 
 
 def server_bin() -> Path:
@@ -128,12 +154,21 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=300_000)
     parser.add_argument("--batch", type=int, default=1000)
-    parser.add_argument("--log", choices=("null", "local"), default="null")
+    parser.add_argument("--log", choices=("null", "local", "kafka"), default="null")
     parser.add_argument("--profile", default="")
     chosen = parser.parse_args()
-    with started(max_wal_size="4GB") as own:
-        speeds = measure(own, rows=chosen.rows, batch=chosen.batch, kind=chosen.log, profile=chosen.profile)
+    with ExitStack() as stack:
+        own = stack.enter_context(started(max_wal_size="4GB"))
+        servers = ""
+        if chosen.log == "kafka":
+            cluster = KafkaCluster(heap="1g")
+            stack.callback(cluster.close)
+            servers = cluster.start().bootstrap_servers
+        speeds = measure(
+            own, rows=chosen.rows, batch=chosen.batch, kind=chosen.log, profile=chosen.profile, kafka=servers
+        )
     plain, walvec = speeds["pg_recvlogical"], speeds["walvec"]
     print(
-        f"pg_recvlogical {plain:,.0f} rows/s, reader into {chosen.log} log {walvec:,.0f} rows/s, {walvec / plain:.2f}"
+        f"pg_recvlogical {plain:,.0f} rows/s, reader into {chosen.log} log {walvec:,.0f} rows/s, {walvec / plain:.2f};"
+        f" CPU {speeds['cpu_us']:.1f} µs/row, {speeds['topic_bytes']:.0f} bytes/row in the topic"
     )
