@@ -122,8 +122,8 @@ class Service:
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _attempt(self, desk: _Desk) -> None:
-        """In a task of its own: a TaskGroup whose part fails cancels the task that it stands in, and hides that somebody
-        else did. Of the desk's task a cancellation says that the desk ends."""
+        """In a task of its own: a TaskGroup whose part fails cancels the task that it stands in, and hides whether
+        somebody else did. Of the desk's task a cancellation says that the desk ends."""
         work = asyncio.create_task(self._work(desk))
         try:
             await asyncio.wait((work,))

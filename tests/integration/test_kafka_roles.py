@@ -136,7 +136,7 @@ def test_records_expire_before_they_are_read(
 
     def there() -> bool:
         lag = status(walvec)["stages"][role]
-        return lag is not None and lag["lag_changes"] >= 600
+        return lag is not None and lag["lag_changes"] >= 500  # at least one for each key
 
     wait_until(there, what="records that wait")
     expire(kafka, topic)
