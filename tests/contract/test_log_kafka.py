@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import NewPartitions
 
 from tests.plugins.kafka import KafkaCluster
@@ -338,6 +338,7 @@ async def test_records_that_were_dropped_before_they_were_read(kafka: KafkaClust
     await consumer.commit({0: 2, 1: 10})
     await consumer.close()
     kafka.admin.delete_records([TopicPartition(topic, 0, 6)])[TopicPartition(topic, 0)].result(30)
+    assert await log.committed(topic, "group") == {0: 2, 1: 10}
     again = log.consumer(topic, "group")
     with pytest.raises(RecordsLost, match="partition 0") as lost:
         await take(again, 1)
@@ -355,10 +356,14 @@ async def test_a_new_group_hears_of_records_that_nobody_read(kafka: KafkaCluster
     log = open_log(kafka)
     await log.ensure_topic(topic, 1)
     await log.producer().append(topic, some(5))
-    kafka.admin.delete_records([TopicPartition(topic, 0, 3)])[TopicPartition(topic, 0)].result(30)
+    kafka.admin.delete_records([TopicPartition(topic, 0, 5)])[TopicPartition(topic, 0)].result(30)
+    assert await log.committed(topic, "group") == {0: 0}  # nobody may call it drained
+    consumer = log.consumer(topic, "group")
     with pytest.raises(RecordsLost) as lost:
-        await take(log.consumer(topic, "group"), 1)
-    assert lost.value.resume_at == 3
+        await take(consumer, 1)
+    assert lost.value.resume_at == 5
+    await consumer.commit({0: 5})
+    assert await log.committed(topic, "group") == await log.end_offsets(topic)
 
 
 async def test_a_group_beyond_the_end_hears_of_it(kafka: KafkaCluster, open_log: Open, topic: str) -> None:
@@ -374,6 +379,28 @@ async def test_a_group_beyond_the_end_hears_of_it(kafka: KafkaCluster, open_log:
     assert lost.value.resume_at == 0
     await consumer.seek(0, 0)
     assert len(values(await take(consumer, 5))) == 5
+
+
+async def test_a_commit_beyond_the_end_is_taken_back(kafka: KafkaCluster, open_log: Open, topic: str) -> None:
+    """Else what is appended up to it passes for consumed, and is skipped after a restart."""
+    log = open_log(kafka)
+    await log.ensure_topic(topic, 1)
+    await log.producer().append(topic, some(5))
+    beyond = ConsumerGroupTopicPartitions("group", [TopicPartition(topic, 0, 8)])
+    kafka.admin.alter_consumer_group_offsets([beyond])["group"].result(30)
+    assert await log.committed(topic, "group") == {0: 0}
+    consumer = log.consumer(topic, "group")
+    with pytest.raises(RecordsLost) as lost:
+        await take(consumer, 1)
+    await consumer.seek(0, lost.value.resume_at)
+    await consumer.commit({0: lost.value.resume_at})
+    assert len(values(await take(consumer, 5))) == 5
+    await consumer.commit({0: 5})
+    await consumer.close()
+    await log.producer().append(topic, some(5, start=5))
+    assert await log.committed(topic, "group") == {0: 5}
+    again = log.consumer(topic, "group")
+    assert values(await take(again, 5)) == [f"v{n}".encode() for n in range(5, 10)]
 
 
 async def test_a_topic_made_anew_under_a_reader_is_not_skipped_into(

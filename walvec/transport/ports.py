@@ -90,7 +90,8 @@ class Log(Protocol):
         0 gives the earliest kept ones. Raises NotFound."""
 
     async def committed(self, topic: str, group: str) -> dict[int, int]:
-        """By partition; a partition without a commit counts as its earliest kept offset."""
+        """By partition; without a commit, where a member would start. Where records were lost that the group has not
+        read, it is below the end until a member has heard of it (RecordsLost) and committed its `resume_at`."""
 
     async def reset(self, topic: str, group: str, offsets: Mapping[int, int]) -> None:
         """Moves a group, backwards too; members read from there. Where members cannot be told (Kafka), a group that has

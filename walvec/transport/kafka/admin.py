@@ -33,7 +33,6 @@ _log = logging.getLogger(__name__)
 PREFIX = "walvec."
 _READY_SECONDS = 30.0
 _NEWS_SECONDS = 5.0
-_NO_OFFSET = -1001
 _LEADER_MOVES = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -319,13 +318,19 @@ class Admin:
         return found
 
     async def committed(self, topic: str, group: str) -> dict[int, int]:
-        numbers = await self.numbers(topic)
-        starts = await self.offsets([(topic, n) for n in numbers], OffsetSpec.earliest())
+        """A place below what is kept, and 0 where a member would start although the records there are gone, stay what
+        they are: until a member has heard of the loss, nobody may take the group for drained. So does 0 for a commit
+        beyond the end, or of another topic of this name."""
+        description = await self.found(topic)
+        numbers = [partition.id for partition in description.partitions]
         asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, n) for n in numbers])
         future = self._client.admin.list_consumer_group_offsets([asked], request_timeout=ANSWER_SECONDS)[group]
         answer = await self._client.answer(future, topic)
-        stored = {p.partition: p.offset for p in answer.topic_partitions if p.offset != _NO_OFFSET}
-        return {n: max(starts[topic, n], stored.get(n, 0)) for n in numbers}
+        # after the commits, which are never ahead of them then
+        ends = await self.offsets([(topic, n) for n in numbers], OffsetSpec.latest())
+        identities = (None, "", str(description.topic_id))
+        stored = {p.partition: p.offset for p in answer.topic_partitions if p.metadata in identities}
+        return {n: at if 0 <= (at := stored.get(n, 0)) <= ends[topic, n] else 0 for n in numbers}
 
     async def reset(self, topic: str, group: str, offsets: Mapping[int, int]) -> None:
         """Moves a group that has no member. Raises Conflict, NotFound."""

@@ -474,6 +474,10 @@ class Fetcher:
             self._unreadable.discard(partition)
             if partition not in self.owned or partition in self._seeks:
                 return
+            holding = self.owned[partition]
+            if holding.committed >= earliest:
+                # The log was cut below a commit, which would pass for records that are appended there from now on.
+                holding.committed, holding.leader_epoch = earliest - 1, -1
             self.failures.append(
                 RecordsLost(
                     f"Records of partition {partition} of {self.topic} are gone: they were deleted before they were "
