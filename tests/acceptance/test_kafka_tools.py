@@ -1,6 +1,7 @@
 """docs/kafka.md, command by command: what it shows is what walvec, Kafka's own tools and kcat print."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -91,7 +92,9 @@ def test_every_tool_of_the_page_shows_what_the_page_says(running: Running) -> No
     assert re.search(r"size: \d+ magic: 2 compresscodec: lz4", dumped), dumped
 
 
-@pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is not installed")
+@pytest.mark.skipif(
+    shutil.which("kcat") is None and os.environ.get("CI") != "true", reason="kcat is not installed: this goes untested"
+)
 def test_kcat_shows_what_the_page_says(running: Running) -> None:
     base = ["kcat", "-b", running.kafka.bootstrap_servers]
     listed = subprocess.run([*base, "-L", "-t", running.changes], capture_output=True, text=True, check=True).stdout
