@@ -81,6 +81,9 @@ class Upkeep:
         """Tombstones below what was durable *before* both topics were seen drained (rule purge-horizon). `before`: the
         end of `.vectors` and the horizon of the last purge; nothing new, nothing to do."""
         table, control, log = self._worker.table, self._control, self._log
+        if table.source is not None:
+            # its positions are on Debezium's scale, of which the progress of the connection's own slot says nothing
+            return before
         if not table.backfilled:
             return before  # all keys are unknown to the store: a row's stamp may lie below the horizon
         progress = await control.progress.get(table.connection_id)

@@ -25,7 +25,15 @@ from walvec.contracts.stores import Applied
 from walvec.contracts.vectors import Chunk, VectorRecord
 from walvec.contracts.wire import decode_change, encode_vector
 from walvec.definitions.memory import MemoryControl
-from walvec.definitions.model import Column, Connection, EmbeddingProvider, Generation, SourceColumn, VectorTable
+from walvec.definitions.model import (
+    Column,
+    Connection,
+    EmbeddingProvider,
+    Generation,
+    SourceColumn,
+    TopicSource,
+    VectorTable,
+)
 from walvec.runtime.settings import Settings, settings_from
 from walvec.transport.memory import MemoryLog
 from walvec.transport.records import (
@@ -295,6 +303,26 @@ async def test_purge_horizon_only_when_both_topics_are_drained(desk: Desk) -> No
         await eventually(gone)
     late = await desk.stores.apply(TABLE, GENERATION, [upsert(1, 9)])
     assert late.applied == 0
+
+
+async def test_purge_horizon_of_a_bridged_table_is_not_that_of_the_slot_beside_it(desk: Desk) -> None:
+    """Debezium may be behind the connection's own slot: what it brings later is new to the store all the same."""
+    bridged = replace(TABLE, source=TopicSource("shop.public.things"))
+    await desk.control.definitions.put_vector_table(bridged)
+    await desk.control.states.set_backfilled(TABLE.id, 1)
+    progress = await desk.control.progress.get("conn_1")
+    await desk.control.progress.put("conn_1", replace(progress, lsn=1000))
+    await desk.log.ensure_topic(changes_topic(TABLE.storage_name))
+    async with running(desk):
+        await desk.send(upsert(1, 10))
+        await eventually(desk.drained)
+        table = (await desk.control.definitions.snapshot()).vector_tables[TABLE.id]
+        worker = Worker(table, desk.settings, control=desk.control, log=desk.log, store=desk.stores)
+        upkeep = Upkeep(worker, desk.settings, control=desk.control, log=desk.log, store=desk.stores)
+        assert await upkeep.purge() is None
+        await desk.send(upsert(2, 900))
+        await eventually(desk.drained)
+    assert await desk.stores.count(TABLE, GENERATION) == 2
 
 
 async def test_purge_horizon_stays_low_before_the_first_backfill(desk: Desk) -> None:
