@@ -62,6 +62,7 @@ class Reader:
         self._began = -1
         self._unread_at = -1
         self._suspect = ""
+        self._standing_by = False
 
     @property
     def _connection(self) -> Connection:
@@ -86,7 +87,9 @@ class Reader:
                 pause = await self._failed(e)
             except SlotInUse as e:
                 pause = _STANDBY_SECONDS
-                log.info("another process reads the slot", extra={"action": "standby", "reason": e.message})
+                if not self._standing_by:
+                    log.info("another process reads the slot", extra={"action": "standby", "reason": e.message})
+                self._standing_by = True
                 await self._report("standby", e.message)
             except SourceRejected as e:
                 pause = _REFUSED_SECONDS
@@ -197,6 +200,7 @@ class Reader:
             # rule start-horizon: whoever began before now may have been streamed to nobody
             horizon = await slots.transaction_id(plain)
             self._stream.restart(epoch=decision.epoch, at=start, horizon=horizon, fresh=decision.fresh)
+            self._standing_by = False
             log.info("streaming", extra={"action": "streaming", "slot": connection.slot, "lsn": format_lsn(start)})
             await self._tell("connected", "")
             streaming = Streaming(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from walvec.contracts.errors import ControlUnavailable, DefinitionError, NotFoun
 from walvec.contracts.letters import LetterKind
 from walvec.definitions.model import EmbeddingProvider, Generation, Snapshot, VectorTable
 from walvec.definitions.ports import Control
+from walvec.definitions.reports import REPEAT_SECONDS
 from walvec.runtime import measures
 from walvec.runtime.measures import Sample
 from walvec.runtime.metrics import Metrics
@@ -54,6 +56,14 @@ class _Desk:
     stop: asyncio.Event
     worker: Worker | None = None
     reported: dict[str, object] = field(default_factory=dict)
+    reported_at: float = 0.0
+
+    def news(self, report: dict[str, object]) -> bool:
+        """Whether it must be told: it is new, or so old that this process would be taken for gone."""
+        return report != self.reported or time.monotonic() - self.reported_at > REPEAT_SECONDS
+
+    def told(self, report: dict[str, object]) -> None:
+        self.reported, self.reported_at = report, time.monotonic()
 
 
 async def run(
@@ -305,9 +315,9 @@ class Service:
                 "commit_ms": worker.commit_ms,
                 "blocked": next((d.stopped for d in self._used(desk.table) if d.stopped), None),
             }
-            if report != desk.reported:
-                desk.reported = report
+            if desk.news(report):
                 await self._control.reports.put("embedder", table_id, report)
+                desk.told(report)
 
 
 def _of_table(usage: Usage, table: str) -> Iterator[Sample]:

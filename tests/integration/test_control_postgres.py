@@ -146,3 +146,19 @@ async def test_an_address_that_leads_nowhere(postgres: Any) -> None:
         await open_control("no address at all", environment="prod", secret_key=KEY)
     with pytest.raises(ConfigError, match="empty"):
         await open_control(postgres.dsn, environment="prod", secret_key="")
+
+
+async def test_several_processes_of_a_role_tell_of_one_table(postgres: Any) -> None:
+    one, other = await opened(postgres), await opened(postgres)
+    await one.reports.put("embedder", "vt_1", {"texts_sent": 2, "commit_ms": 1})
+    await other.reports.put("embedder", "vt_1", {"texts_sent": 3, "commit_ms": 2})
+    await one.reports.put("embedder", "vt_1", {"texts_sent": 5, "commit_ms": 3})
+    ((role, subject, report, _),) = await other.reports.all()
+    assert (role, subject, report) == ("embedder", "vt_1", {"texts_sent": 8, "commit_ms": 3})
+    silent = "UPDATE walvec_control.reports SET updated_at = now() - interval '61 s' WHERE report->>'commit_ms' = '2'"
+    postgres.execute(silent)
+    await one.reports.put("embedder", "vt_1", {"texts_sent": 6})
+    assert [report for *_, report, _ in await other.reports.all()] == [{"texts_sent": 6}]
+    assert postgres.execute("SELECT count(*) FROM walvec_control.reports") == [(1,)]
+    await one.close()
+    await other.close()

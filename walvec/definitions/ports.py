@@ -143,7 +143,8 @@ class Progress(Protocol):
 
 
 class Reports(Protocol):
-    """What each role says of itself, for `status`: last values only, small, written at most every half second."""
+    """What each role says of itself, for `status`: last values only, small, written at most every half second. What
+    several processes of a role say of one subject comes back as one (`definitions.reports`)."""
 
     async def put(self, role: str, subject: str, report: Mapping[str, Any]) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from psycopg import sql
 
 from walvec.definitions.model import BridgeProgress, SourceProgress
 from walvec.definitions.pool import Pool
+from walvec.definitions.reports import SILENT_SECONDS, Report, merged
 from walvec.definitions.tasks import as_json
 
 _WHOLE_TOPIC = -1
@@ -147,24 +149,31 @@ class ControlProgress:
 
 
 class ControlReports:
-    """Implements `ports.Reports`."""
+    """Implements `ports.Reports`. One object is one process: rows of others that fell silent go with its own."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._instance = uuid.uuid4().hex
 
     async def put(self, role: str, subject: str, report: Mapping[str, Any]) -> None:
         async with self._pool.transaction() as conn:
             await conn.execute(
-                "INSERT INTO walvec_control.reports (environment, role, subject, report) VALUES (%s, %s, %s, %s)"
-                " ON CONFLICT (environment, role, subject) DO UPDATE SET report = excluded.report, updated_at = now()",
-                [self._pool.environment, role, subject, as_json(report)],
+                "INSERT INTO walvec_control.reports (environment, role, subject, instance, report)"
+                " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (environment, role, subject, instance)"
+                " DO UPDATE SET report = excluded.report, updated_at = now()",
+                [self._pool.environment, role, subject, self._instance, as_json(report)],
+            )
+            await conn.execute(
+                "DELETE FROM walvec_control.reports WHERE environment = %s AND role = %s AND subject = %s"
+                " AND updated_at < now() - make_interval(secs => %s)",
+                [self._pool.environment, role, subject, SILENT_SECONDS],
             )
 
-    async def all(self) -> list[tuple[str, str, Mapping[str, Any], float]]:
+    async def all(self) -> list[Report]:
         async with self._pool.transaction() as conn:
             cursor = await conn.execute(
                 "SELECT role, subject, report, extract(epoch FROM clock_timestamp() - updated_at)::float8"
                 " FROM walvec_control.reports WHERE environment = %s ORDER BY role, subject",
                 [self._pool.environment],
             )
-            return [(role, subject, report, age) for role, subject, report, age in await cursor.fetchall()]
+            return merged([(role, subject, report, age) for role, subject, report, age in await cursor.fetchall()])
