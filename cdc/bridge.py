@@ -304,6 +304,7 @@ class Bridge:
         parsed = translator.parse(fetches)
         if translator.strangers(parsed):
             translator = await self._translator(table, source, partitions)
+            parsed = translator.parse(fetches)
         known = self._progress
         sequence = max(self._sequence, known.sequence)
         out = translator.translate(parsed, self._bases, self._lives, sequence, known.snapshot_lsns)

@@ -79,7 +79,7 @@ class Translator:
         self._names = {(table.source_schema, table.source_table), *leaves}
         self._root = (table.source_schema, table.source_table)
         self._decoder = Decoder(
-            tuple(columns.values()), [name for name, _ in plan.key], source.unavailable_value, enums
+            tuple(columns.values()), [name for name, _ in plan.key], source.unavailable_value, enums, self._names
         )
         attributes = tuple(Attribute(c.name, c.type_oid, -1, identity=True) for c in columns.values())
         relation = Relation(0, table.source_schema, table.source_table, "f", attributes)
@@ -100,7 +100,8 @@ class Translator:
         return found
 
     def strangers(self, parsed: Sequence[Parsed]) -> bool:
-        """Whether rows of an unknown table are among them: it may be a partition that was added meanwhile."""
+        """Whether rows of an unknown table are among them: it may be a partition that was added meanwhile, and they
+        have to be parsed again then."""
         return any(p.event is not None and (p.event.schema, p.event.table) not in self._names for p in parsed)
 
     def translate(

@@ -47,11 +47,18 @@ class Event:
 
 
 class Decoder:
-    """For one vector table. `columns`: key columns and used columns, each once."""
+    """For one vector table. `columns`: key columns and used columns, each once; `tables`: (schema, name) of those whose
+    rows are its own. A row of another table is an event without values."""
 
     def __init__(
-        self, columns: Sequence[SourceColumn], keys: Sequence[str], unavailable: str, enums: Collection[int] = ()
+        self,
+        columns: Sequence[SourceColumn],
+        keys: Sequence[str],
+        unavailable: str,
+        enums: Collection[int],
+        tables: Collection[tuple[str, str]],
     ) -> None:
+        self._tables = frozenset(tables)
         self._columns = tuple(columns)
         self._keys = frozenset(keys)
         self._values = Values(unavailable, enums)
@@ -76,6 +83,7 @@ class Decoder:
         snapshot = str(source.get("snapshot") or "").lower()
         try:
             before_it, at = _sequence(source.get("sequence"))
+            own = (str(source["schema"]), str(source["table"])) in self._tables
             lsn: Any = at if source["lsn"] is None else source["lsn"]  # an incremental snapshot names it there alone
             return Event(
                 op=op,
@@ -87,8 +95,8 @@ class Decoder:
                 schema=str(source["schema"]),
                 table=str(source["table"]),
                 snapshot=op == "r" and snapshot not in _NOT_SNAPSHOT,
-                before=self._old(op, before, schema, key),
-                after=self._new(op, after, schema, key),
+                before=self._old(op, before, schema, key) if own else None,
+                after=self._new(op, after, schema, key) if own else None,
             )
         except (KeyError, TypeError, ValueError) as e:
             raise DecodeError(
