@@ -597,3 +597,49 @@ async def read_through(consumer: Any, count: int) -> list[Fetch]:
         while len(values(fetches)) < count:
             fetches += await poll_through(lambda: poll_briefly(consumer, 1))
     return fetches
+
+
+async def test_a_group_reaches_an_end_that_holds_no_record(kafka: KafkaCluster, open_log: Open, topic: str) -> None:
+    """Markers of transactions have offsets, and who waits for the end must not wait for a record there."""
+    log = open_log(kafka)
+    await log.ensure_topic(topic, 1)
+    other = Producer(kafka.client_properties | {"transactional.id": topic, "log_level": 0})
+    await asyncio.to_thread(other.init_transactions, 30)
+
+    def transaction(*texts: str, commit: bool = True) -> None:
+        other.begin_transaction()
+        for text in texts:
+            other.produce(topic, text, partition=0)
+        other.flush(30)
+        (other.commit_transaction if commit else other.abort_transaction)(30)
+
+    async def reached(end: int, consumer: KafkaConsumer) -> None:
+        async with asyncio.timeout(20):
+            # the brokers write markers in their own time
+            while await log.end_offsets(topic) != {0: end}:
+                await log.wait_for_append(0.05)
+            while await log.committed(topic, "group") != {0: end}:
+                assert not values(await poll_briefly(consumer))
+
+    consumer = log.consumer(topic, "group")
+    await asyncio.to_thread(transaction, "given up", commit=False)
+    await reached(2, consumer)  # nothing was ever handed out
+    await asyncio.to_thread(transaction, "a", "b")
+    fetches = await take(consumer, 2)
+    assert values(fetches) == [b"a", b"b"]
+    await consumer.commit({0: fetches[0].records[0].offset + 1})
+    await poll_briefly(consumer, 1.0)
+    assert await log.committed(topic, "group") == {0: 3}, "what is not done is not committed, marker or not"
+    await consumer.commit({0: 4})
+    await reached(5, consumer)
+    await asyncio.to_thread(transaction, "given up too", commit=False)
+    await reached(7, consumer)
+    await log.producer().append(topic, some(3))
+    assert len(values(await take(consumer, 3))) == 3
+    await consumer.commit({0: 10})
+    await reached(10, consumer)
+    await consumer.close()
+    await asyncio.to_thread(transaction, "last", commit=False)
+    consumer = log.consumer(topic, "group")
+    await reached(12, consumer)  # by the next owner
+    assert [r async for r in log.read(topic, 0, 0)][-1].value == some(3)[-1].value

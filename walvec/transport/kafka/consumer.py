@@ -384,10 +384,6 @@ class KafkaConsumer:
                     retry[partition] = due[partition]
                 else:
                     raise self._client.translate(error, self._topic)
-            with fetcher.lock:
-                for partition in due.keys() - errors.keys():
-                    if partition in fetcher.owned:
-                        fetcher.owned[partition].committed = due[partition]
             if not retry:
                 break
             offsets = retry

@@ -37,6 +37,7 @@ _BUFFER_BYTES = 4 * 1024**2
 _STALL_SECONDS = 1.0
 _PULSE_SECONDS = 1.0
 _ASK_SECONDS = 10.0
+_AGAIN_SECONDS = 1.0
 _ASK_ATTEMPTS = 3
 
 _CLASSIC = {
@@ -70,10 +71,20 @@ _PASSING = {
 
 @dataclass(slots=True)
 class Holding:
-    """A partition that is owned: up to where it is committed, and the leader's epoch of what was read last."""
+    """A partition that is owned.
+
+    `committed`: up to where. `leader_epoch`: of what was read last. `read`: the offset behind the last record that was
+    fetched. `end`: how far there is none behind it: markers of transactions and what was compacted have offsets, too.
+    """
 
     committed: int
+    read: int
     leader_epoch: int = -1
+    end: int = 0
+
+    def reached(self, offset: int) -> int:
+        """What to commit when all before `offset` is done."""
+        return max(offset, self.end) if offset >= self.read else offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +138,8 @@ class Fetcher:
         self._patience = patience or Patience()
         self._consumer: Any = None
         self.handed_out = 0.0
+        self._ends: set[int] = set()
+        self._ends_again = 0.0
         self._commits: deque[tuple[Mapping[int, int], Callable[[dict[int, KafkaError]], None]]] = deque()
         self._seeks: dict[int, int] = {}
         self._unreadable: set[int] = set()
@@ -210,7 +223,8 @@ class Fetcher:
 
     def _serve_one(self, *, last: bool) -> None:
         self._may_fall_back = not last
-        consumer = self._make({**_with_protocol(self.protocol, self._properties), "error_cb": self._on_client_error})
+        properties = {**_with_protocol(self.protocol, self._properties), "enable.partition.eof": True}
+        consumer = self._make({**properties, "error_cb": self._on_client_error})
         with self.lock:
             self._consumer = consumer
         try:
@@ -231,6 +245,8 @@ class Fetcher:
         if not self._has_room():
             return
         self._apply()
+        if self._ends and time.monotonic() >= self._ends_again:
+            self._commit_ends()
         # Nothing wakes a poll but Kafka: a commit that is to be expected soon must not wait long.
         busy = time.monotonic() - self.handed_out < _BUSY_SECONDS
         try:
@@ -246,10 +262,10 @@ class Fetcher:
             with self.lock:
                 offsets, done = self._commits.popleft()
                 epochs = {p: self.owned[p].leader_epoch for p in offsets if p in self.owned}
+                reached = {p: at for p in epochs if (at := self.owned[p].reached(offsets[p])) > self.owned[p].committed}
             places = [
                 TopicPartition(self.topic, p, offset, self.topic_identity, *((epochs[p],) if epochs[p] >= 0 else ()))
-                for p, offset in offsets.items()
-                if p in epochs
+                for p, offset in reached.items()
             ]
             errors = {p: KafkaError(KafkaError.UNKNOWN_MEMBER_ID) for p in offsets if p not in epochs}
             try:
@@ -258,7 +274,30 @@ class Fetcher:
                     errors |= {place.partition: place.error for place in answers if place.error is not None}
             except KafkaException as error:
                 errors = dict.fromkeys(offsets, error.args[0])
+            with self.lock:
+                for partition in reached.keys() - errors.keys():
+                    if partition in self.owned:
+                        self.owned[partition].committed = reached[partition]
             self._post(partial(done, errors))
+
+    def _commit_ends(self) -> None:
+        """Nobody commits what holds no record: the group would stay behind the end for ever."""
+        with self.lock:
+            ends, self._ends = self._ends, set()
+            due = {p: self.owned[p] for p in ends if p in self.owned and p not in self.lost and p not in self._seeks}
+            offsets = {p: h.end for p, h in due.items() if h.read <= h.committed < h.end}
+            if offsets:
+                self._commits.append((offsets, self._ends_committed))
+        self._serve_commits()
+
+    def _ends_committed(self, errors: dict[int, KafkaError]) -> None:
+        if not errors:
+            return
+        reasons = {error.str() for error in errors.values()}
+        logger.debug("end not committed", extra={"action": "commit_end", "topic": self.topic, "reason": str(reasons)})
+        with self.lock:
+            self._ends |= errors.keys()
+            self._ends_again = time.monotonic() + _AGAIN_SECONDS
 
     def _alive(self) -> bool:
         """False: the event loop hangs. Not to poll is then what lets others have the partitions."""
@@ -293,6 +332,8 @@ class Fetcher:
         with self.lock:
             seeks = {p: offset for p, offset in self._seeks.items() if p in self.owned}
             self._seeks = {}
+            for partition, offset in seeks.items():
+                self.owned[partition].read, self.owned[partition].end = offset, 0
             owned = frozenset(self.owned)
             wanted = owned if self.paused or self._stalled else frozenset()
             unreadable = self._unreadable & owned
@@ -321,11 +362,15 @@ class Fetcher:
     def _take_in(self, messages: list[Any]) -> None:
         batches: dict[int, list[StoredRecord]] = {}
         epochs: dict[int, int | None] = {}
+        ends: dict[int, int] = {}
         for message in messages:
-            if (error := message.error()) is not None:
-                self._on_message_error(error, message.partition())
-                continue
             partition = message.partition()
+            if (error := message.error()) is not None:
+                if error.code() == KafkaError._PARTITION_EOF:
+                    ends[partition] = message.offset()
+                else:
+                    self._on_message_error(error, partition)
+                continue
             headers = message.headers()
             record = StoredRecord(
                 message.offset(),
@@ -347,7 +392,13 @@ class Fetcher:
                 if holding is not None and partition not in self._seeks:
                     epoch = epochs[partition]
                     holding.leader_epoch = -1 if epoch is None else epoch
+                    holding.read = batch[-1].offset + 1
                     self.buffer.put(partition, batch)
+            for partition, end in ends.items():
+                holding = self.owned.get(partition)
+                if holding is not None and partition not in self._seeks:
+                    holding.end = end
+                    self._ends.add(partition)
             news = was_empty and self.buffer.records > 0
             if batches:
                 self.trouble = None
@@ -369,7 +420,7 @@ class Fetcher:
             ]
         )
         with self.lock:
-            self.owned |= {p: Holding(offset) for p, (offset, _) in starts.items()}
+            self.owned |= {p: Holding(offset, offset) for p, (offset, _) in starts.items()}
             self._held_back -= frozenset(numbers)
             self.joined = True
         logger.info(
