@@ -322,6 +322,11 @@ class KafkaCluster:
         """Makes the disk of `disk_bytes` larger (an administrator's cure), the node running or not."""
         self._in_disk("mount", "-o", f"remount,size={size}", str(self._disk_path))
 
+    def fill_disk(self) -> None:
+        """Takes what room is left on the disk of `disk_bytes`; `resize_disk` gives some again."""
+        script = 'dd if=/dev/zero of="$1" bs=64k 2>&1 | grep -q "No space left"'
+        self._in_disk("sh", "-c", script, "sh", str(self._disk_path / "ballast"))
+
     @property
     def _disk_path(self) -> Path:
         return self.directory / "disk"
