@@ -97,6 +97,7 @@ class _Parked:
     partition: int
     start: int
     end: int
+    records: int
     ticket: Ticket
 
 
@@ -252,7 +253,8 @@ class Worker:
             return
         for fetch in fetches:
             part = Ticket({fetch.partition: ticket.spans[fetch.partition]})
-            self._parked.append(_Parked(fetch.partition, fetch.records[0].offset, fetch.next_offset, part))
+            start, end = fetch.records[0].offset, fetch.next_offset
+            self._parked.append(_Parked(fetch.partition, start, end, len(fetch.records), part))
 
     async def _work_parked(self, parked: _Parked) -> None:
         try:
@@ -263,7 +265,7 @@ class Worker:
                 )
             ]
             fetches = [Fetch(parked.partition, records)] if records else []
-            if not records or records[0].offset > parked.start:
+            if len(records) < parked.records:
                 await self._expired(parked)
             await self._settle(Batch(self.context), fetches, parked.ticket)
         finally:

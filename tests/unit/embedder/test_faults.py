@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from tests.plugins.embedder_world import World, change, key, vector_table
 from tests.plugins.eventually import eventually
 from tests.plugins.openai_server import OpenAIServer
 from walvec.contracts import wire
-from walvec.transport.records import Record, changes_topic, dead_topic
+from walvec.transport.records import Record, StoredRecord, changes_topic, dead_topic
 
 
 @pytest.fixture
@@ -219,6 +219,40 @@ async def test_stop_blocks_the_table_deletes_and_claims_flow_and_it_heals(
         await eventually(lambda: world.control.table(world.table.id).blocked is None)
     assert openai_server.stats.texts == 40
     assert await world.control.letters.count(world.table.id) == 0
+
+
+async def test_restart_on_loss_of_what_was_parked(
+    world: World, openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only a part of it is gone when it is read again."""
+    openai_server.faults.status, openai_server.faults.code = 429, "insufficient_quota"
+    world.settings.embedder.batch_records = 5
+    world.settings.embedder.max_batches = 1
+    await world.define()
+    await world.control.states.set_backfilled(world.table.id, 1)
+    read = world.log.read
+
+    async def with_a_gap(
+        topic: str, partition: int, offset: int, end: int | None = None
+    ) -> AsyncIterator[StoredRecord]:
+        async for record in read(topic, partition, offset, end):
+            if record.offset == offset or topic != changes_topic(world.table.storage_name):
+                yield record
+
+    monkeypatch.setattr(world.log, "read", with_a_gap)
+    async with world.running():
+        await world.put(*(change(i, 10 + i, f"text {i}") for i in range(40)))
+        await world.put(change(1, 100, op="d"))  # behind what is parked
+
+        async def read_on() -> bool:
+            return bool(await world.outputs())
+
+        await eventually(read_on)
+        openai_server.faults.status = 0
+        await world.drained()
+    [task] = await world.control.tasks.open_tasks([world.table.id])
+    assert (task.task_type, task.params["sweep"]) == ("rebackfill", True)
+    assert "were not kept" in str(task.params["reason"])
 
 
 async def test_a_mended_provider_definition_is_used_at_once(world: World, openai_server: OpenAIServer) -> None:
