@@ -411,8 +411,9 @@ class Batch:
             unseen: list[Reread] = []
             for plan in part:
                 change = plan.change
-                # a transaction of a timeline that was left behind is never seen here
-                if change.position.epoch >= progress.epoch and not read.snapshot.sees(change.xid):
+                # a transaction of a timeline that was left behind is never seen here; a bridged table has no epochs
+                current = context.table.source is not None or change.position.epoch >= progress.epoch
+                if current and not read.snapshot.sees(change.xid):
                     unseen.append(plan)
                     continue
                 found = read.rows.get(change.key)

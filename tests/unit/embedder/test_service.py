@@ -16,7 +16,7 @@ from walvec.contracts.snapshots import XidSnapshot
 from walvec.contracts.sources import ReadRow
 from walvec.contracts.stores import StoredVersion
 from walvec.contracts.wire import encode_change
-from walvec.definitions.model import EmbeddingProvider
+from walvec.definitions.model import EmbeddingProvider, TopicSource
 from walvec.transport.records import Record, changes_topic
 
 
@@ -139,11 +139,18 @@ async def test_generations_each_get_their_records(world: World, openai_server: O
     assert sizes == {(1, 8), (2, 4)}
 
 
-async def test_toast_visible(world: World, openai_server: OpenAIServer) -> None:
-    """A re-read whose snapshot does not see the change's transaction would take the text before it."""
+@pytest.mark.parametrize("bridged", [False, True])
+async def test_toast_visible(world: World, openai_server: OpenAIServer, bridged: bool) -> None:
+    """A re-read whose snapshot does not see the change's transaction would take the text before it. The epoch of a slot
+    beside a bridged table says nothing of the table's changes."""
+    if bridged:
+        world.table = replace(world.table, source=TopicSource("shop.public.products"))
     world.rows.snapshot = XidSnapshot.parse("756:756:")
     world.rows.rows[key(1)] = ReadRow({"title": "x", "body": "old body", "price": "1"})
     await world.define()
+    if bridged:
+        progress = await world.control.progress.get("conn_1")
+        await world.control.progress.put("conn_1", replace(progress, epoch=2))
     async with world.running():
         await world.put(change(1, 10, "new", op="u", unchanged=("body",), xid=756), change(2, 11, "other"))
         await eventually(lambda: world.rows.reads >= 3)
