@@ -46,7 +46,7 @@ class Topics:
         stored = await self._control.progress.topics([table.id])
         lost = [t for t in topics if stored.get(t, now[t]) != now[t]]
         if not lost and table.backfilled:
-            lost = missing  # never stored, but records went to it
+            lost = [t for t in missing if t not in stored]  # records went to it all the same
         if lost and not read_anyway:
             await read_again(self._control, [table], _words(lost, missing), tell=True)
         if now != stored:

@@ -12,7 +12,7 @@ from cdc.counts import Counts
 from cdc.oversized import FittingProducer
 from cdc.topics import TopicGone, Topics
 from tests.plugins.embedder_world import change, key, vector_table
-from walvec.contracts.errors import RecordsLost, RecordTooLarge
+from walvec.contracts.errors import NotFound, RecordsLost, RecordTooLarge
 from walvec.contracts.wire import decode_change, encode_change
 from walvec.definitions.memory import MemoryControl
 from walvec.definitions.model import Connection, EmbeddingProvider
@@ -74,6 +74,24 @@ async def test_restart_on_loss_a_topic_that_was_deleted(control: MemoryControl, 
     assert "read again" in words
     assert (await control.tasks.get(open_backfill.id)).status == "cancelled"
     assert (await control.progress.topics([TABLE.id]))[lost] == await log.topic_identity(lost) != before
+
+
+async def test_a_topic_that_a_broker_has_not_heard_of_is_not_lost(control: MemoryControl) -> None:
+    log = MemoryLog()
+    await Topics(control, log).settle(TABLE)
+    for task in await control.tasks.open_tasks([TABLE.id]):
+        await control.tasks.update(task.id, status="completed")
+    identity, refusals = log.topic_identity, [NotFound("not yet known to this broker")]
+
+    async def late(topic: str) -> str:
+        if refusals:
+            raise refusals.pop()
+        return await identity(topic)
+
+    log.topic_identity = late  # type: ignore[method-assign]
+    await Topics(control, log).settle(TABLE)
+    assert not refusals
+    assert await rebackfills(control) == []
 
 
 async def test_the_identity_is_stored_only_after_the_task(control: MemoryControl) -> None:
