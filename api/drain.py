@@ -192,7 +192,8 @@ class _Drain:
                 for _ in range(2):
                     await self._stage(table_id, "embedder", changes_topic, embedder_group)
                     await self._stage(table_id, "sink", vectors_topic, sink_group)
-                if await self._topics(table_id) == topics:
+                # a reader that hears of lost records opens the rebackfill before it goes on past them
+                if await self._topics(table_id) == topics and not await self._read_again(table_id):
                     break  # else one was deleted meanwhile: what was in it is read again
         except Ended as e:
             self._end([table_id], e.message)
@@ -264,6 +265,10 @@ class _Drain:
             why = (f"; {waiting}" if waiting else "") + (f"; blocked: {table.blocked}" if table.blocked else "")
             self._say([table_id], f"waiting for its {tasks[0].task_type} ({rows_done(tasks[0])} rows read{why})")
             await self._pace()
+
+    async def _read_again(self, table_id: str) -> bool:
+        tasks = await self._try([table_id], lambda: self.services.control.tasks.open_tasks([table_id]))
+        return any(task.task_type in BACKFILLS for task in tasks)
 
     async def _topics(self, table_id: str) -> Mapping[str, str]:
         """Waits until the table's topics are those that cdc last routed to; their identities. A topic that somebody

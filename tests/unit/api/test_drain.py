@@ -4,6 +4,7 @@ import asyncio
 
 from tests.unit.api.worlds import World, key, position
 from walvec.contracts.letters import DeadLetter
+from walvec.definitions.rebackfill import read_again
 
 
 async def test_waits_for_source_backfill_embedder_and_sink(world: World) -> None:
@@ -31,6 +32,22 @@ async def test_what_the_sink_sends_back_is_waited_for(world: World) -> None:
     early, _ = await asyncio.wait({waiting}, timeout=0.15)
     assert not early
     await world.consume("changes")
+    assert (await waiting)["drained"] is True
+
+
+async def test_records_that_were_lost_on_the_way_are_read_again_first(world: World) -> None:
+    """The reader opens the rebackfill, then it goes on past what is gone."""
+    table = await world.ready()
+    await world.append("changes", key(1))
+    waiting = asyncio.create_task(world.ask("POST", "/v1/drain", {"timeout": 20}))
+    early, _ = await asyncio.wait({waiting}, timeout=0.3)
+    assert not early
+    await read_again(world.control, [table], "records are gone")
+    await world.consume("changes")
+    early, _ = await asyncio.wait({waiting}, timeout=0.5)
+    assert not early
+    [task] = await world.control.tasks.open_tasks([table.id])
+    await world.control.tasks.update(task.id, status="completed")
     assert (await waiting)["drained"] is True
 
 
