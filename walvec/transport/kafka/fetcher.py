@@ -144,6 +144,7 @@ class Fetcher:
         self._seeks: dict[int, int] = {}
         self._unreadable: set[int] = set()
         self._held_back: frozenset[int] = frozenset()
+        self._new: frozenset[int] = frozenset()  # librdkafka may know them as paused from an earlier time here
         self._stalled = False
         self._taken_up = False
         self._refused = False
@@ -341,9 +342,9 @@ class Fetcher:
             self._move(partition, offset)
         if held := wanted - self._held_back:
             self._consumer.pause([TopicPartition(self.topic, p) for p in held])
-        if freed := (self._held_back & owned) - wanted:
+        if freed := ((self._held_back | self._new) & owned) - wanted:
             self._consumer.resume([TopicPartition(self.topic, p) for p in freed])
-        self._held_back = wanted
+        self._held_back, self._new = wanted, frozenset()
         for partition in unreadable:
             self._tell_lost(partition)
 
@@ -358,6 +359,7 @@ class Fetcher:
             self._consumer.incremental_unassign([place])
             self._consumer.incremental_assign([place])
             self._held_back -= {partition}
+            self._new |= {partition}
 
     def _take_in(self, messages: list[Any]) -> None:
         batches: dict[int, list[StoredRecord]] = {}
@@ -422,6 +424,7 @@ class Fetcher:
         with self.lock:
             self.owned |= {p: Holding(offset, offset) for p, (offset, _) in starts.items()}
             self._held_back -= frozenset(numbers)
+            self._new |= frozenset(numbers)
             self.joined = True
         logger.info(
             "partitions assigned",
