@@ -25,6 +25,7 @@ from confluent_kafka.admin import ConfigResource, NewTopic, OffsetSpec, Resource
 
 from walvec.contracts.errors import ConfigError, Conflict, LogUnavailable, NotFound, WalvecError
 from walvec.transport.kafka.client import ANSWER_SECONDS, KafkaClient, kafka_error, missing
+from walvec.transport.kafka.groups import Groups
 from walvec.transport.kafka.sizes import Sizes
 from walvec.transport.records import TopicStats
 
@@ -63,8 +64,12 @@ class Admin:
         self._client = client
         self._settings = client.settings
         self._sizes = Sizes(client)
+        self._groups = Groups(client)
         self._told: set[tuple[str, str]] = set()
         self._ensured: dict[str, float] = {}
+
+    async def close(self) -> None:
+        await self._groups.close()
 
     # ---- topics
 
@@ -144,6 +149,8 @@ class Admin:
         keeps = -1 if topic.endswith(".dead") else self._settings.retention_seconds
         config = {
             "cleanup.policy": "delete",
+            # by the brokers' clock: records of a machine whose own is wrong would be refused, or deleted unread
+            "message.timestamp.type": "LogAppendTime",
             "max.message.bytes": str(self._settings.max_record_bytes),
             "retention.ms": str(-1 if keeps < 0 else int(keeps * 1000)),
         }
@@ -210,7 +217,7 @@ class Admin:
     async def limits(self, topic: str) -> Limits:
         """Raises NotFound."""
         description = await self.found(topic)
-        config = await self._described(topic)
+        config = (await self._described([topic]))[topic]
         size = config.get("max.message.bytes")
         return Limits(
             len(description.partitions), int(size) if size else self._settings.max_record_bytes, size is not None
@@ -222,11 +229,12 @@ class Admin:
         places = [(name, number) for name in names for number in metadata.topics[name].partitions]
         if not places:
             return []
-        starts, ends, times, sizes = await asyncio.gather(
+        starts, ends, times, sizes, configs = await asyncio.gather(
             self.offsets(places, OffsetSpec.earliest()),
             self.offsets(places, OffsetSpec.latest()),
             self._times(places),
             self._sizes.of(places),
+            self._described(names),
         )
         found: list[TopicStats] = []
         for name in names:
@@ -240,14 +248,16 @@ class Admin:
                     end_offsets={n: ends[name, n] for n in numbers},
                     bytes=sizes.get(name, 0),
                     oldest_ms=min(oldest, default=None),
-                    differences=await self.differences(name, len(numbers)),
+                    differences=self._differences(name, len(numbers), configs[name]),
                 )
             )
         return found
 
     async def differences(self, topic: str, partitions: int) -> tuple[str, ...]:
         """What an existing topic is not, although the settings say so; told in the log once."""
-        config = await self._described(topic)
+        return self._differences(topic, partitions, (await self._described([topic]))[topic])
+
+    def _differences(self, topic: str, partitions: int, config: Mapping[str, str]) -> tuple[str, ...]:
         found: list[str] = []
         if partitions < self._settings.partitions:
             found.append(f"it has {partitions} partitions; kafka.partitions is {self._settings.partitions}")
@@ -263,17 +273,21 @@ class Admin:
                 )
         return tuple(found)
 
-    async def _described(self, topic: str) -> dict[str, str]:
-        """The topic's settings; empty where the right to see them is missing."""
-        resource = ConfigResource(ResourceType.TOPIC, topic)
-        (future,) = self._client.admin.describe_configs([resource], request_timeout=ANSWER_SECONDS).values()
-        try:
-            entries = await asyncio.wrap_future(future)
-        except KafkaException as error:
-            if kafka_error(error).code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                return {}
-            raise self._client.translate(error, topic) from None
-        return {name: entry.value for name, entry in entries.items() if entry.value is not None}
+    async def _described(self, topics: Iterable[str]) -> dict[str, dict[str, str]]:
+        """The topics' settings, in one request; empty where the right to see them is missing."""
+        asked = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
+        futures = self._client.admin.describe_configs(asked, request_timeout=ANSWER_SECONDS)
+        found: dict[str, dict[str, str]] = {}
+        for resource, future in futures.items():
+            topic = str(resource.name)
+            try:
+                entries = await asyncio.wrap_future(future)
+            except KafkaException as error:
+                if kafka_error(error).code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                    raise self._client.translate(error, topic) from None
+                entries = {}
+            found[topic] = {name: entry.value for name, entry in entries.items() if entry.value is not None}
+        return found
 
     # ---- offsets
 
@@ -321,15 +335,12 @@ class Admin:
         """A place below what is kept, and 0 where a member would start although the records there are gone, stay what
         they are: until a member has heard of the loss, nobody may take the group for drained. So does 0 for a commit
         beyond the end, or of another topic of this name."""
-        description = await self.found(topic)
+        description, commits = await asyncio.gather(self.found(topic), self._groups.committed(topic, group))
         numbers = [partition.id for partition in description.partitions]
-        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, n) for n in numbers])
-        future = self._client.admin.list_consumer_group_offsets([asked], request_timeout=ANSWER_SECONDS)[group]
-        answer = await self._client.answer(future, topic)
         # after the commits, which are never ahead of them then
         ends = await self.offsets([(topic, n) for n in numbers], OffsetSpec.latest())
-        identities = (None, "", str(description.topic_id))
-        stored = {p.partition: p.offset for p in answer.topic_partitions if p.metadata in identities}
+        identities = ("", str(description.topic_id))
+        stored = {n: offset for n, (offset, identity) in commits.items() if identity in identities}
         return {n: at if 0 <= (at := stored.get(n, 0)) <= ends[topic, n] else 0 for n in numbers}
 
     async def reset(self, topic: str, group: str, offsets: Mapping[int, int]) -> None:

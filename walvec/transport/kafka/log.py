@@ -160,6 +160,7 @@ class KafkaLog:
             for producer in self._producers:
                 await producer.close()
             await self._reading.close()
+            await self._admin.close()
             self._client.close()
 
     def _check_open(self) -> None:
