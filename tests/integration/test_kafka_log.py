@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -79,6 +80,7 @@ async def test_a_topic_is_made_as_the_settings_say(clean: KafkaCluster, open_log
         "max.message.bytes=200000",
         "min.insync.replicas=1",
         "cleanup.policy=delete",
+        "message.timestamp.type=LogAppendTime",
     ):
         assert expected in made
     letters = clean.run(
@@ -266,6 +268,22 @@ async def test_reading_ends_behind_transactions(clean: KafkaCluster, open_log: O
     async with asyncio.timeout(20):
         assert await values(log, TOPIC, 0) == [b"0"]
         assert await values(log, TOPIC, 0, 1, 4) == []
+
+
+async def test_the_brokers_clock_counts(clean: KafkaCluster, open_log: Open) -> None:
+    """One that is wrong where cdc runs would have its records deleted unread, as too old."""
+    log = open_log(clean)
+    await log.ensure_topic(TOPIC, 1)
+    began = time.time() * 1000
+
+    def append() -> None:
+        producer = Librdkafka({"bootstrap.servers": clean.bootstrap_servers})
+        producer.produce(TOPIC, b"v", timestamp=1000)
+        producer.flush(30)
+
+    await asyncio.to_thread(append)
+    [record] = [record async for record in log.read(TOPIC, 0, 0)]
+    assert abs(record.timestamp_ms - began) < 60_000
 
 
 async def test_reading_begins_with_what_is_kept(clean: KafkaCluster, open_log: Open) -> None:
