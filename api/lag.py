@@ -17,13 +17,15 @@ class Lag:
     seconds: float
 
 
-async def lag_of(log: Log, topic: str, group: str) -> Lag:
-    """Zero for a topic that is not made yet."""
+async def lag_of(log: Log, topic: str, group: str, ends: Mapping[int, int] | None = None) -> Lag:
+    """Zero for a topic that is not made yet. `ends`: where known already."""
     try:
-        ends, done = await asyncio.gather(log.end_offsets(topic), log.committed(topic, group))
+        if ends is not None:
+            return await lag_between(log, topic, await log.committed(topic, group), ends)
+        now, done = await asyncio.gather(log.end_offsets(topic), log.committed(topic, group))
     except NotFound:
         return Lag(0, 0.0)
-    return await lag_between(log, topic, done, ends)
+    return await lag_between(log, topic, done, now)
 
 
 async def lag_between(log: Log, topic: str, done: Mapping[int, int], ends: Mapping[int, int]) -> Lag:

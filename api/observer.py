@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import get_args
 
@@ -82,8 +82,7 @@ class Observer:
         # a connection whose tables are all behind a Debezium has no slot of ours
         connections = [c for c in snapshot.connections.values() if snapshot.streamed_tables(c.id)]
         several = asyncio.Semaphore(_AT_ONCE)
-        parts = [self._control(tables, connections, found), self._sizes(tables, found)]
-        parts += [self._lag(t, found, several) for t in tables]
+        parts = [self._control(tables, connections, found), self._topics(tables, found, several)]
         parts += [self._slot(c, found) for c in connections]
         await asyncio.gather(*parts)
         self._samples = found
@@ -99,16 +98,22 @@ class Observer:
             self._failures[what] += 1
             _log.debug("not observed", extra={"action": "observe", "what": what, "reason": str(e)})
 
-    async def _lag(self, table: VectorTable, found: list[Sample], several: asyncio.Semaphore) -> None:
+    async def _lag(
+        self, table: VectorTable, ends: Mapping[str, Mapping[int, int]], found: list[Sample], several: asyncio.Semaphore
+    ) -> None:
         async with several, self._seeing("log"):
             for stage, (topic, group) in stages_of(table).items():
-                lag = await lag_of(self._services.log, topic, group)
+                lag = await lag_of(self._services.log, topic, group, ends.get(topic))
                 found.append(measures.LAG_RECORDS.of(lag.changes, table.name, stage))
                 found.append(measures.LAG_SECONDS.of(lag.seconds, table.name, stage))
 
-    async def _sizes(self, tables: Sequence[VectorTable], found: list[Sample]) -> None:
+    async def _topics(self, tables: Sequence[VectorTable], found: list[Sample], several: asyncio.Semaphore) -> None:
+        """Sizes, and lags by the ends that were seen with them: one question for all topics, one more per group."""
         async with self._seeing("log"):
-            sizes = {stats.topic: stats.bytes for stats in await self._services.log.topics()}
+            topics = await self._services.log.topics()
+            ends = {stats.topic: stats.end_offsets for stats in topics}
+            sizes = {stats.topic: stats.bytes for stats in topics}
+            await asyncio.gather(*(self._lag(table, ends, found, several) for table in tables))
             for table in tables:
                 name = table.storage_name
                 for kind, topic in (

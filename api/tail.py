@@ -58,12 +58,16 @@ async def tail(
         if start < end:
             records = log.read(topic, partition, start, end)
             await _advance(heads, partition, records)
+            if partition not in heads:
+                offsets[partition] = end
     while heads:
         partition = min(heads, key=lambda p: (heads[p][0].timestamp_ms, p))
         record, records = heads[partition]
         yield readable(topic, partition, record)
         offsets[partition] = record.offset + 1
         await _advance(heads, partition, records)
+        if partition not in heads:
+            offsets[partition] = ends[partition]  # what is left holds no record
 
 
 async def _advance(

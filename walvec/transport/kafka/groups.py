@@ -87,7 +87,8 @@ class Groups:
 
     async def _drop(self, link: AIOKafkaClient) -> None:
         """It may know brokers that are gone; those who wait on it ask again, too."""
-        if self._link is link:
+        in_use = self._link is link
+        if in_use:
             self._link = None
             await link.close()
 
