@@ -2,7 +2,7 @@
 
 Several processes share the topic's partitions; who has partition 0 also works on the table's tasks. Law: what a batch
 tells of the topic is stored before its records are appended, and both before its offsets are committed (rule
-commit-after-output). Next: `bridge_batch` translates, `bridges` runs one per table.
+commit-after-output). Next: `bridge_topic` says where reading begins, `bridge_batch` translates, `bridges` runs it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
 from cdc.bridge_batch import Bridged, Translator
+from cdc.bridge_topic import EPOCH, SourceTopic, TopicMissing
 from cdc.catalog import leaves_and_enums
-from cdc.debezium_order import Bases, Lives, highest_sequence
+from cdc.debezium_order import Bases, Lives
 from cdc.encoder import TablePlan
 from cdc.oversized import FittingProducer
 from cdc.session import open_session, source_errors
@@ -46,15 +47,9 @@ _POLL_SECONDS = 0.5
 _STORE_SECONDS = 1.0
 _CHECK_SECONDS = 5.0
 _LONGEST_SECONDS = 5.0
-_TAIL = 200
-"""Records at the end of a partition that tell how far the connector had come when reading begins."""
-EPOCH = 0
+_LOOK_SECONDS = 1.0
 STRANGE_TOPIC = "source_topic"
 """Kind of table error: the topic does not hold what it should."""
-
-
-class TopicMissing(NotFound):
-    """The table's source topic does not exist."""
 
 
 class Bridge:
@@ -67,6 +62,7 @@ class Bridge:
         self._settings = settings
         self._stream = stream
         self._topics = Topics(control, transport)
+        self._source_topic = SourceTopic(control, transport)
         self._bases: dict[int, Bases] = {}
         self._progress = BridgeProgress()
         self._lives = Lives()
@@ -122,7 +118,7 @@ class Bridge:
             await self._moved(stop)
             return
         partitions = await self._topics.settle(table)
-        await self._settle_source(table, source.kafka_topic)
+        await self._source_topic.settle(table, source)
         translator = await self._translator(table, source, partitions)
         producer = FittingProducer(
             self._log.producer(backpressure=True),
@@ -136,7 +132,7 @@ class Bridge:
         self._owned, self._bases = frozenset(), {}
         consumer = self._log.consumer(source.kafka_topic, bridge_group(table.storage_name), self._revoked)
         stack.push_async_callback(consumer.close)
-        plan, checked = TablePlan.of(table), time.monotonic()
+        plan, checked, looked = TablePlan.of(table), time.monotonic(), time.monotonic()
         while not stop.is_set():
             now = self._table()
             if TablePlan.of(now) != plan or now.source != source or _stopped(now):
@@ -147,11 +143,15 @@ class Bridge:
             if fetches:
                 translator = await self._took(translator, now, source, partitions, fetches, producer)
                 await self._commit(consumer, {f.partition: f.next_offset for f in fetches})
+            if time.monotonic() - looked > _LOOK_SECONDS:
+                quiet = self._owned - {f.partition for f in fetches}
+                await self._commit(consumer, await self._source_topic.without_records(table, source, quiet))
+                looked = time.monotonic()
             await self._tell("")
             if time.monotonic() - checked > _CHECK_SECONDS:
                 checked = time.monotonic()
                 await self._topics.check([now])
-                await self._settle_source(now, source.kafka_topic)
+                await self._source_topic.settle(now, source)
 
     async def _moved(self, stop: asyncio.Event) -> None:
         """Until a definition changes, or `stop`."""
@@ -170,6 +170,8 @@ class Bridge:
                 max_records=settings.batch_records, max_bytes=settings.batch_bytes, timeout=_POLL_SECONDS
             )
         except RecordsLost as e:
+            # the rebackfill is stamped with it: a row whose last change was lost must not stand above its stamp
+            await self._control.progress.put_bridge(self._id, sequence=self._sequence)
             await go_on_after(e, table, control=self._control, consumer=consumer)
             return []
 
@@ -211,65 +213,6 @@ class Bridge:
             return fetch
         kept = [r for r in fetch.records if r.offset >= start]
         return Fetch(fetch.partition, kept) if kept else None
-
-    # ------------------------------------------------------------------ the topic
-
-    async def _settle_source(self, table: VectorTable, topic: str) -> None:
-        """Where reading begins, the first time; and what to do about a topic that was deleted and made anew."""
-        try:
-            identity = await self._log.topic_identity(topic)
-        except NotFound as e:
-            raise TopicMissing(
-                f"topic {topic} does not exist.",
-                "Start Debezium's connector, which makes it; walvec goes on by itself and reads the table again.",
-            ) from e
-        known = (await self._control.progress.topics([table.id])).get(topic)
-        begun = await self._control.progress.bridge(table.id)
-        if begun is not None and known == identity:
-            return
-        if begun is None:
-            await self._begin(table, topic)
-        elif known is not None:
-            reason = f"topic {topic} was deleted and made anew; what it had is lost, and the table is read again."
-            await read_again(self._control, [table], reason, tell=True)
-            ends = await self._log.end_offsets(topic)
-            await self._control.progress.put_bridge(table.id, starts=dict.fromkeys(ends, 0))
-            with_members = await self._reset(topic, table)
-            if with_members:
-                log.warning("group keeps its offsets", extra={"action": "reset_refused", "reason": with_members})
-        await self._control.progress.put_topics(table.id, {topic: identity})
-        if begun is not None:
-            raise LogUnavailable(f"topic {topic} is another one now.", "It is read from its beginning.")
-
-    async def _reset(self, topic: str, table: VectorTable) -> str:
-        ends = await self._log.end_offsets(topic)
-        try:
-            await self._log.reset(topic, bridge_group(table.storage_name), dict.fromkeys(ends, 0))
-        except WalvecError as e:
-            return e.message
-        return ""
-
-    async def _begin(self, table: VectorTable, topic: str) -> None:
-        """Reading begins at the topic's end: what is in it has committed, and the first backfill reads its outcome. Its
-        last records tell how high that backfill may be stamped."""
-        source = self._source
-        ends = await self._log.end_offsets(topic)
-        translator = Translator(table, source, epoch=EPOCH, topic="", partitions=1, headers=False)
-        sequence = 0
-        snapshots: dict[int, list[tuple[int, int]]] = {}
-        for partition, end in ends.items():
-            records = [r async for r in self._log.read(topic, partition, max(end - _TAIL, 0), end)]
-            events = translator.parse([Fetch(partition, records)]) if records else []
-            sequence = max(sequence, highest_sequence(p.event for p in events if p.event is not None))
-            base = Bases()
-            for item in events:
-                if item.event is not None and base.meet(item.event, item.record.offset):
-                    snapshots.setdefault(partition, []).append((item.record.offset, item.event.lsn))
-        await self._control.progress.put_bridge(table.id, starts=ends, sequence=sequence, snapshots=snapshots)
-        log.info(
-            "reading begins at the end of the topic",
-            extra={"action": "bridge_begins", "table": table.name, "topic": topic, "sequence": sequence},
-        )
 
     async def _translator(self, table: VectorTable, source: TopicSource, partitions: int) -> Translator:
         """With what the catalog has now: a connector may name partitions instead of the table."""

@@ -6,7 +6,7 @@ Not a pytest plugin: imported by the tests of reading by SELECT.
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import psycopg
@@ -16,6 +16,7 @@ from cdc.session import open_session
 from cdc.stream import Stream
 from tests.plugins.postgres import PostgresDatabase
 from walvec.contracts.changes import Change
+from walvec.contracts.errors import LogUnavailable
 from walvec.contracts.wire import decode_change
 from walvec.definitions.memory import MemoryControl
 from walvec.definitions.model import (
@@ -27,7 +28,7 @@ from walvec.definitions.model import (
     SourceProgress,
     VectorTable,
 )
-from walvec.transport.memory import MemoryLog
+from walvec.transport.ports import Log
 from walvec.transport.records import changes_topic, embedder_group, sink_group, vectors_topic
 
 CONNECTION = "conn_12345678"
@@ -145,7 +146,7 @@ async def following(postgres: PostgresDatabase, *tables: VectorTable, fresh: boo
         stream.stop()
 
 
-async def records(log: MemoryLog, table: VectorTable) -> list[Change]:
+async def records(log: Log, table: VectorTable) -> list[Change]:
     """Everything in `.changes`, by partition."""
     topic = changes_topic(table.storage_name)
     found = []
@@ -155,7 +156,7 @@ async def records(log: MemoryLog, table: VectorTable) -> list[Change]:
     return found
 
 
-async def consume(log: MemoryLog, table: VectorTable) -> None:
+async def consume(log: Log, table: VectorTable) -> None:
     """Commits all that is there, as an embedder and a sink that have done their work."""
     name = table.storage_name
     for topic, group in ((changes_topic(name), embedder_group(name)), (vectors_topic(name), sink_group(name))):
@@ -165,12 +166,13 @@ async def consume(log: MemoryLog, table: VectorTable) -> None:
 
 
 @asynccontextmanager
-async def consuming(log: MemoryLog, table: VectorTable) -> AsyncIterator[None]:
+async def consuming(log: Log, table: VectorTable) -> AsyncIterator[None]:
     async def loop() -> None:
         await log.ensure_topic(changes_topic(table.storage_name))
         await log.ensure_topic(vectors_topic(table.storage_name))
         while True:
-            await consume(log, table)
+            with suppress(LogUnavailable):  # a broker's coordinator may not be ready yet
+                await consume(log, table)
             await log.wait_for_append(0.05)
 
     task = asyncio.create_task(loop())

@@ -28,8 +28,8 @@ WORKLOADS = ("plain", "schema", "full", "redelivery", "snapshot_again", "increme
              "long_transaction", "heartbeat", "no_tombstones", "schema_change", "own_key", "string_key",
              "string_key_extracted")  # fmt: skip
 BEGINS = {"snapshot_again": ["r", "c"], "long_transaction": ["r", "u"]}
-"""Records that show that the connector has lost its offsets. The `c` stands behind a snapshot of an empty table; the `u`
-was written before the snapshot that it follows and is taken for the same: too often is harmless."""
+"""Records that show that the connector has lost its offsets. The `c` stands behind a snapshot of an empty table; the
+`u` was written before the snapshot that it follows and is taken for the same: too often is harmless."""
 TYPE_SAMPLES = ("types_precise", "types_precise_plain", "types_string", "types_double", "types_microseconds",
                 "types_nanoseconds", "contrib", "contrib_map")  # fmt: skip
 _ID = {("contrib", "id"): ("id", "text")}
