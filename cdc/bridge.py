@@ -47,7 +47,6 @@ _POLL_SECONDS = 0.5
 _STORE_SECONDS = 1.0
 _CHECK_SECONDS = 5.0
 _LONGEST_SECONDS = 5.0
-_LOOK_SECONDS = 1.0
 STRANGE_TOPIC = "source_topic"
 """Kind of table error: the topic does not hold what it should."""
 
@@ -132,7 +131,7 @@ class Bridge:
         self._owned, self._bases = frozenset(), {}
         consumer = self._log.consumer(source.kafka_topic, bridge_group(table.storage_name), self._revoked)
         stack.push_async_callback(consumer.close)
-        plan, checked, looked = TablePlan.of(table), time.monotonic(), time.monotonic()
+        plan, checked = TablePlan.of(table), time.monotonic()
         while not stop.is_set():
             now = self._table()
             if TablePlan.of(now) != plan or now.source != source or _stopped(now):
@@ -143,10 +142,6 @@ class Bridge:
             if fetches:
                 translator = await self._took(translator, now, source, partitions, fetches, producer)
                 await self._commit(consumer, {f.partition: f.next_offset for f in fetches})
-            if time.monotonic() - looked > _LOOK_SECONDS:
-                quiet = self._owned - {f.partition for f in fetches}
-                await self._commit(consumer, await self._source_topic.without_records(table, source, quiet))
-                looked = time.monotonic()
             await self._tell("")
             if time.monotonic() - checked > _CHECK_SECONDS:
                 checked = time.monotonic()

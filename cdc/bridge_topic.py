@@ -7,8 +7,6 @@ read from its beginning, and the table too. Next: `bridge` reads it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-
 from cdc.bridge_batch import Translator
 from cdc.debezium_order import Bases, highest_sequence
 from walvec.contracts.errors import LogUnavailable, NotFound, WalvecError
@@ -58,26 +56,6 @@ class SourceTopic:
         await self._control.progress.put_topics(table.id, {topic: identity})
         if begun is not None:
             raise LogUnavailable(f"topic {topic} is another one now.", "It is read from its beginning.")
-
-    async def without_records(self, table: VectorTable, source: TopicSource, owned: Iterable[int]) -> dict[int, int]:
-        """By partition, its end, where nothing between the group's place and it can be read: markers of transactions
-        (a connector that writes exactly once), records of aborted ones. No poll ever passes these."""
-        topic = source.kafka_topic
-        ends = await self._log.end_offsets(topic)
-        done = await self._log.committed(topic, bridge_group(table.storage_name))
-        behind = {p: (done.get(p, 0), ends[p]) for p in owned if done.get(p, 0) < ends.get(p, 0)}
-        if not behind:
-            return {}
-        kept = await self._log.offsets_at(topic, 0)
-        found: dict[int, int] = {}
-        for partition, (at, end) in behind.items():
-            if at < kept[partition]:
-                continue  # gone by retention: the poll raises RecordsLost
-            async for _ in self._log.read(topic, partition, at, end):
-                break
-            else:
-                found[partition] = end
-        return found
 
     async def _begin(self, table: VectorTable, source: TopicSource) -> None:
         """At the topic's end: what is in it has committed, and the first backfill reads its outcome. Its last records
