@@ -63,7 +63,8 @@ class Groups:
         codes = {answer.error_code}
         for name, partitions in answer.topics:
             if name == topic:
-                found = {number: (offset, text or "") for number, offset, text, _ in partitions if offset >= 0}
+                # librdkafka's binding commits the text with the NUL that ends it
+                found = {n: (offset, (text or "").rstrip("\0")) for n, offset, text, _ in partitions if offset >= 0}
                 codes |= {code for _, _, _, code in partitions}
         for code in codes - {0}:
             if code in _COORDINATOR_MOVES:
