@@ -7,6 +7,7 @@ read from its beginning, and the table too. Next: `bridge` reads it.
 from __future__ import annotations
 
 import logging
+
 from cdc.bridge_batch import Translator
 from cdc.debezium_order import Bases, highest_sequence
 from walvec.contracts.errors import LogUnavailable, NotFound, WalvecError
