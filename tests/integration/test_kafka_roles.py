@@ -199,12 +199,10 @@ def test_the_broker_goes_away_and_comes_back(start: Start, postgres: PostgresDat
         wait_until(lambda: workload.done > 50)
         own_kafka.kill()
         told = wait_until(lambda: unready(walvec), timeout=30, what="503")
-        assert (
-            own_kafka.bootstrap_servers in told["checks"]["log"]["detail"] or "Kafka" in told["checks"]["log"]["detail"]
-        )
+        assert "Kafka" in told["checks"]["log"]["detail"]
         began = time.monotonic()
         done = walvec.run("status", "--json")
-        assert time.monotonic() - began < 12
+        assert time.monotonic() - began < 25  # 3 s are the API's patience, the rest is for a busy machine
         assert done.returncode == 0
         assert "Kafka" in done.stdout, done.stdout
         assert "Traceback" not in done.stderr

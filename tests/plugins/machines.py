@@ -29,6 +29,7 @@ class Machines(Walvec):
             env={
                 "WALVEC_SECRET_KEY": "the same on every machine",
                 "WALVEC_LOG__KIND": "kafka",
+                "PYTHONFAULTHANDLER": "1",  # a crash in the Kafka client says where
                 "WALVEC_KAFKA__PARTITIONS": "4",
                 **properties,
                 **env,
@@ -84,7 +85,7 @@ class Machines(Walvec):
         return path.read_text(errors="replace") if path.exists() else ""
 
     def tail(self, lines: int = 40) -> str:
-        found = []
+        found = [f"{name} ended with {p.poll()}" for name, p in self.processes.items() if p.poll() is not None]
         for path in sorted(self.directory.glob("*.log")):
             found += [f"--- {path.stem}", *path.read_text(errors="replace").splitlines()[-lines:]]
         return "\n".join(found)
