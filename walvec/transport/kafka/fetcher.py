@@ -144,7 +144,7 @@ class Fetcher:
         self._seeks: dict[int, int] = {}
         self._unreadable: set[int] = set()
         self._held_back: frozenset[int] = frozenset()
-        self._new: frozenset[int] = frozenset()  # librdkafka may know them as paused from an earlier time here
+        self._still_held: frozenset[int] = frozenset()  # librdkafka keeps a pause when the partition leaves
         self._stalled = False
         self._taken_up = False
         self._refused = False
@@ -342,9 +342,9 @@ class Fetcher:
             self._move(partition, offset)
         if held := wanted - self._held_back:
             self._consumer.pause([TopicPartition(self.topic, p) for p in held])
-        if freed := ((self._held_back | self._new) & owned) - wanted:
+        if freed := ((self._held_back | self._still_held) & owned) - wanted:
             self._consumer.resume([TopicPartition(self.topic, p) for p in freed])
-        self._held_back, self._new = wanted, frozenset()
+        self._held_back, self._still_held = wanted, self._still_held - owned
         for partition in unreadable:
             self._tell_lost(partition)
 
@@ -358,8 +358,8 @@ class Fetcher:
             # Its fetching was ended by an error: only a partition that is assigned anew starts again.
             self._consumer.incremental_unassign([place])
             self._consumer.incremental_assign([place])
+            self._still_held |= self._held_back & {partition}
             self._held_back -= {partition}
-            self._new |= {partition}
 
     def _take_in(self, messages: list[Any]) -> None:
         batches: dict[int, list[StoredRecord]] = {}
@@ -424,7 +424,6 @@ class Fetcher:
         with self.lock:
             self.owned |= {p: Holding(offset, offset) for p, (offset, _) in starts.items()}
             self._held_back -= frozenset(numbers)
-            self._new |= frozenset(numbers)
             self.joined = True
         logger.info(
             "partitions assigned",
@@ -502,6 +501,7 @@ class Fetcher:
     def _forget(self, partitions: frozenset[int]) -> None:
         self.buffer.drop(partitions)
         self._unreadable -= partitions
+        self._still_held |= self._held_back & partitions
         self._held_back -= partitions
         for partition in partitions:
             self.owned.pop(partition, None)
