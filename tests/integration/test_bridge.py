@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,9 +11,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka import Producer as Librdkafka
+from confluent_kafka import TopicPartition
 
 from cdc.bridges import Bridges
 from cdc.debezium_order import ABOVE_CHANGES
+from tests.plugins.kafka import KafkaCluster
 from tests.plugins.postgres import PostgresDatabase
 from tests.plugins.source_table import connection, consuming, control_with, records, vector_table
 from tests.unit.cdc_bridge import samples
@@ -20,8 +24,10 @@ from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import Position
 from walvec.definitions.memory import MemoryControl
 from walvec.definitions.model import Column, TopicSource, VectorTable
-from walvec.runtime.settings import settings_from
+from walvec.runtime.settings import KafkaSettings, settings_from
+from walvec.transport.kafka import KafkaLog, open_kafka_log
 from walvec.transport.memory import MemoryLog
+from walvec.transport.ports import Log
 from walvec.transport.records import Record, bridge_group
 
 TOPIC = "shop.public.docs"
@@ -43,7 +49,7 @@ async def table(postgres: PostgresDatabase) -> VectorTable:
 
 
 @asynccontextmanager
-async def bridged(control: MemoryControl, log: MemoryLog, table: VectorTable) -> AsyncIterator[Bridges]:
+async def bridged(control: MemoryControl, log: Log, table: VectorTable) -> AsyncIterator[Bridges]:
     bridges = Bridges(SETTINGS, control, log, {})
     async with consuming(log, table):
         await bridges.follow(control.feed.current)
@@ -53,7 +59,7 @@ async def bridged(control: MemoryControl, log: MemoryLog, table: VectorTable) ->
             await bridges.close()
 
 
-async def write(log: MemoryLog, *found: Record) -> None:
+async def write(log: Log, *found: Record) -> None:
     producer = log.producer()
     await producer.append(TOPIC, list(found))
     await producer.close()
@@ -71,14 +77,14 @@ async def loaded(control: MemoryControl, table: VectorTable) -> bool:
     return control.feed.current.vector_tables[table.id].backfilled
 
 
-async def read(log: MemoryLog, table: VectorTable) -> bool:
+async def read(log: Log, table: VectorTable) -> bool:
     try:
         return await log.committed(TOPIC, bridge_group(table.storage_name)) == await log.end_offsets(TOPIC)
     except KeyError:
         return False
 
 
-async def store_of(log: MemoryLog, table: VectorTable) -> samples.Store:
+async def store_of(log: Log, table: VectorTable) -> samples.Store:
     store = samples.Store(table)
     for found in await records(log, table):
         store.take(found)
@@ -245,3 +251,141 @@ async def test_the_partitions_are_shared(
     assert connection(postgres.dsn).slot not in {
         r[0] for r in postgres.execute("SELECT slot_name FROM pg_replication_slots")
     }
+
+
+# ---- on a broker: what a log of walvec's own never does
+
+
+@pytest.fixture
+async def broker(kafka: KafkaCluster) -> AsyncIterator[KafkaLog]:
+    properties = {name.replace(".", "_"): value for name, value in kafka.client_properties.items()}
+    log = open_kafka_log(KafkaSettings.model_validate({**properties, "partitions": 2, "max_record_bytes": 100_000}))
+    yield log
+    await log.close()
+    for topic in kafka.topics():
+        if topic.startswith(("walvec.", "shop.")):
+            kafka.delete_topic(topic)
+
+
+async def titles(log: Log, table: VectorTable) -> dict[bytes, Any]:
+    return {key: row["title"] for key, row in (await store_of(log, table)).rows().items()}
+
+
+async def reasons(control: MemoryControl, table: VectorTable) -> str:
+    return " ".join(str(t.params.get("reason", "")) for t in await control.tasks.recent(table.id))
+
+
+async def test_markers_and_aborted_records_are_passed(
+    postgres: PostgresDatabase,
+    table: VectorTable,
+    kafka: KafkaCluster,
+    broker: KafkaLog,
+    eventually: Callable[..., Any],
+) -> None:
+    """A connector that writes exactly once: the topic's end is behind a marker that no poll returns."""
+    kafka.create_topic(TOPIC, 2)
+    control = await control_with(postgres.dsn, table)
+    writer = Librdkafka({"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": "connect-1"})
+    await asyncio.to_thread(writer.init_transactions, 30)
+    async with bridged(control, broker, table):
+        await eventually(lambda: loaded(control, table), timeout=60)
+        outcomes = (writer.commit_transaction, writer.abort_transaction)
+        for i in range(4):
+            row = change("c", {"id": i % 2, "title": f"number {i}"}, lsn=2_000_000 + i, last=1_900_000)
+            writer.begin_transaction()
+            writer.produce(TOPIC, row.value, row.key, i // 2)
+            assert writer.flush(30) == 0
+            await asyncio.to_thread(outcomes[i % 2], 30)
+        await eventually(lambda: read(broker, table), timeout=30)
+        assert await broker.end_offsets(TOPIC) == {0: 4, 1: 4}
+        assert await titles(broker, table) == {b'{"id":0}': "number 2"}
+
+
+async def test_records_gone_by_retention_are_made_up_for(
+    postgres: PostgresDatabase,
+    table: VectorTable,
+    kafka: KafkaCluster,
+    broker: KafkaLog,
+    eventually: Callable[..., Any],
+) -> None:
+    kafka.create_topic(TOPIC, 1)
+    postgres.execute("INSERT INTO docs VALUES (1, 'one'), (2, 'two')")
+    control = await control_with(postgres.dsn, table)
+    async with bridged(control, broker, table):
+        await eventually(lambda: loaded(control, table), timeout=60)
+        await write(broker, change("u", {"id": 1, "title": "one"}, lsn=2_000_000, last=1_900_000))
+        await eventually(lambda: read(broker, table), timeout=30)
+    postgres.execute("DELETE FROM docs WHERE id = 2")
+    await write(broker, change("d", {"id": 2, "title": None}, lsn=2_000_100, last=2_000_050))
+    for done in kafka.admin.delete_records([TopicPartition(TOPIC, 0, 2)]).values():
+        done.result(30)
+    async with bridged(control, broker, table):
+
+        async def swept() -> bool:
+            return await titles(broker, table) == {b'{"id":1}': "one"} and await read(broker, table)
+
+        await eventually(swept, timeout=60)
+        assert f"records of partition 0 of topic {TOPIC} are gone before they were read" in await reasons(
+            control, table
+        )
+        await write(broker, change("c", {"id": 3, "title": "three"}, lsn=2_000_200, last=2_000_150))
+        await eventually(lambda: read(broker, table), timeout=30)
+        assert await titles(broker, table) == {b'{"id":1}': "one", b'{"id":3}': "three"}
+
+
+async def test_a_topic_of_a_broker_that_is_deleted_and_made_anew(
+    postgres: PostgresDatabase,
+    table: VectorTable,
+    kafka: KafkaCluster,
+    broker: KafkaLog,
+    eventually: Callable[..., Any],
+) -> None:
+    kafka.create_topic(TOPIC, 1)
+    postgres.execute("INSERT INTO docs VALUES (1, 'one'), (2, 'two')")
+    control = await control_with(postgres.dsn, table)
+    async with bridged(control, broker, table):
+        await eventually(lambda: loaded(control, table), timeout=60)
+        for i in range(3):
+            await write(broker, change("u", {"id": 1, "title": f"{i}"}, lsn=2_000_000 + i, last=1_900_000))
+        await eventually(lambda: read(broker, table), timeout=30)
+        kafka.delete_topic(TOPIC)
+        postgres.execute("DELETE FROM docs WHERE id = 2")
+
+        async def told() -> bool:
+            found = [report for role, _, report, _ in await control.reports.all() if role == "bridge"]
+            return any("Start Debezium's connector, which makes it" in r["reason"] for r in found)
+
+        await eventually(told, timeout=60)
+        kafka.create_topic(TOPIC, 1)
+        await write(broker, change("u", {"id": 1, "title": "from the new topic"}, lsn=5_000_000, last=4_900_000))
+
+        async def equal() -> bool:
+            return await titles(broker, table) == {b'{"id":1}': "from the new topic"} and await read(broker, table)
+
+        postgres.execute("UPDATE docs SET title = 'from the new topic' WHERE id = 1")
+        await eventually(equal, timeout=60)
+    assert f"topic {TOPIC} was deleted and made anew" in await reasons(control, table)
+
+
+async def test_a_change_that_is_too_large_for_the_changes_is_a_letter(
+    postgres: PostgresDatabase,
+    table: VectorTable,
+    kafka: KafkaCluster,
+    broker: KafkaLog,
+    eventually: Callable[..., Any],
+) -> None:
+    kafka.create_topic(TOPIC, 1, max_message_bytes="2000000")
+    control = await control_with(postgres.dsn, table)
+    large = change("u", {"id": 1, "title": "x" * 300_000}, lsn=2_000_100, last=2_000_050)
+    writer = Librdkafka({"bootstrap.servers": kafka.bootstrap_servers})
+    async with bridged(control, broker, table):
+        await eventually(lambda: loaded(control, table), timeout=60)
+        await write(broker, change("c", {"id": 1, "title": "small"}, lsn=2_000_000, last=1_900_000))
+        writer.produce(TOPIC, large.value, large.key, 0)
+        writer.flush(30)
+        await write(broker, change("c", {"id": 2, "title": "behind it"}, lsn=2_000_200, last=2_000_150))
+        await eventually(lambda: read(broker, table), timeout=30)
+    assert await titles(broker, table) == {b'{"id":2}': "behind it"}
+    [letter] = await control.letters.page(table.id)
+    assert (letter.kind, letter.key) == ("too_large", b'{"id":1}')
+    assert "Raise WALVEC_KAFKA__MAX_RECORD_BYTES" in letter.reason
