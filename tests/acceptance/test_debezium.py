@@ -11,14 +11,14 @@ import pytest
 
 from tests.acceptance.faults import filled
 from tests.acceptance.harness import TABLE, Workload, differences, document, running, wait_until
-from tests.plugins.connect import DebeziumConnect
+from tests.plugins.connect import JSON, DebeziumConnect
 from tests.plugins.kafka import KafkaCluster
 from tests.plugins.machines import Machines, machines
 from tests.plugins.postgres import PostgresDatabase
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 
-ROWS = 1000
+ROWS = 300
 
 
 class Captured:
@@ -36,7 +36,7 @@ class Captured:
 
     def equal(self) -> None:
         """Drained (the connector has sent everything, then); by plain SQL, and by the program's own word."""
-        self.walvec.drain("items", timeout=200)
+        self.walvec.drain("items", timeout=300)
         wrong = differences(self.postgres.dsn, self.store)
         assert not wrong, f"{wrong}\n{self.walvec.tail()}\n{self.connect.tail()}"
         done = self.walvec.run("verify", "items", "--json")
@@ -76,31 +76,23 @@ def capture(
         context.__exit__(None, None, None)
 
 
-@pytest.mark.parametrize("schemas", [False, True], ids=["plain", "schemas"])
-def test_the_connector_is_killed_and_delivers_again(capture: Callable[..., Captured], schemas: bool) -> None:
-    captured = capture(schemas=schemas)
+def test_whatever_happens_to_the_connector(capture: Callable[..., Captured]) -> None:
+    """Killed, so that it delivers again; a bridge killed; another converter; at last its offsets are lost: what was
+    deleted while it had none is nowhere in its topic. Each start of the connector costs seconds, so it is one story."""
+    captured = capture()
     with running(Workload(captured.postgres.dsn, seed=5, pause=0.1)) as workload:
-        captured.after(workload, 30)
+        captured.after(workload, 20)
         captured.connect.kill()
-        captured.after(workload, 30)
+        captured.after(workload, 20)
         captured.connect.start()
-        captured.after(workload, 30)
         captured.walvec.kill_one("cdc-1")
         captured.after(workload, 20)
         captured.walvec.start_role("cdc")
-        captured.connect.kill()
-        captured.connect.start()
-        captured.after(workload, 30)
-    captured.equal()
-
-
-def test_the_connector_loses_its_offsets(capture: Callable[..., Captured]) -> None:
-    """What was deleted while it had no place is nowhere in its topic."""
-    captured = capture()
+        captured.after(workload, 20)
     captured.equal()
     captured.connect.kill()
     captured.connect.forget_offsets()
     captured.postgres.execute("DELETE FROM items WHERE id % 3 = 0")
-    captured.connect.start()
+    captured.connect.start(**{"value.converter": JSON, "value.converter.schemas.enable": "true"})
     captured.postgres.execute("UPDATE items SET title = 'afterwards' WHERE id % 5 = 0")
     captured.equal()
