@@ -63,6 +63,7 @@ class Bridge:
         self._topics = Topics(control, transport)
         self._source_topic = SourceTopic(control, transport)
         self._bases: dict[int, Bases] = {}
+        self._uncommitted: dict[int, int] = {}
         self._progress = BridgeProgress()
         self._lives = Lives()
         self._owned: frozenset[int] = frozenset()
@@ -128,7 +129,7 @@ class Bridge:
             counts=self._stream.counts,
         )
         stack.push_async_callback(producer.close)
-        self._owned, self._bases = frozenset(), {}
+        self._owned, self._bases, self._uncommitted = frozenset(), {}, {}
         consumer = self._log.consumer(source.kafka_topic, bridge_group(table.storage_name), self._revoked)
         stack.push_async_callback(consumer.close)
         plan, checked = TablePlan.of(table), time.monotonic()
@@ -141,12 +142,14 @@ class Bridge:
             fetches = [f for f in (self._begun(f) for f in fetches) if f is not None]
             if fetches:
                 translator = await self._took(translator, now, source, partitions, fetches, producer)
-                await self._commit(consumer, {f.partition: f.next_offset for f in fetches})
+                self._uncommitted.update({f.partition: f.next_offset for f in fetches})
+            await self._settle(consumer, idle=not fetches)
             await self._tell("")
             if time.monotonic() - checked > _CHECK_SECONDS:
                 checked = time.monotonic()
                 await self._topics.check([now])
                 await self._source_topic.settle(now, source)
+        await self._settle(consumer, idle=True)
 
     async def _moved(self, stop: asyncio.Event) -> None:
         """Until a definition changes, or `stop`."""
@@ -170,6 +173,25 @@ class Bridge:
             await go_on_after(e, table, control=self._control, consumer=consumer)
             return []
 
+    async def _settle(self, consumer: Consumer, *, idle: bool) -> None:
+        """Commits what was appended, once the place of the connector that it reached is stored: a rebackfill after a
+        crash is stamped with the stored one, which must not lie below rows that went on to the store."""
+        if not self._uncommitted:
+            return
+        if self._sequence > self._progress.sequence and (idle or self._due()):
+            await self._store_sequence()
+        if self._sequence <= self._progress.sequence:
+            offsets, self._uncommitted = self._uncommitted, {}
+            await self._commit(consumer, offsets)
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._stored_at > _STORE_SECONDS
+
+    async def _store_sequence(self) -> None:
+        await self._control.progress.put_bridge(self._id, sequence=self._sequence)
+        self._progress = await self._control.progress.bridge(self._id) or BridgeProgress()
+        self._stored_at = time.monotonic()
+
     async def _commit(self, consumer: Consumer, offsets: Mapping[int, int]) -> None:
         try:
             await persistently(lambda: consumer.commit(offsets), LogUnavailable, action="commit")
@@ -178,6 +200,7 @@ class Bridge:
 
     async def _revoked(self, partitions: frozenset[int]) -> None:
         self._owned -= partitions
+        self._uncommitted = {p: offset for p, offset in self._uncommitted.items() if p not in partitions}
         if 0 in partitions:
             self._stream.stop()
 
@@ -265,8 +288,7 @@ class Bridge:
         """Stores what was learned of the topic: how far the connector has come, and where a snapshot began. What
         happened while a connector had lost its place may not be in the topic: the table is read again, and swept."""
         self._sequence = max(self._sequence, out.sequence)
-        due = time.monotonic() - self._stored_at > _STORE_SECONDS and self._sequence > self._progress.sequence
-        if not (out.snapshots or out.begins or due):
+        if not (out.snapshots or out.begins):
             return
         if out.begins:
             stored = (await self._control.progress.bridge(table.id) or BridgeProgress()).snapshot_lsns
@@ -303,9 +325,6 @@ class Bridge:
         report = {"state": state, "reason": reason, "events": self._events, "partitions": sorted(self._owned)}
         try:
             await self._control.reports.put("bridge", self._id, report)
-            if self._sequence > self._progress.sequence:
-                await self._control.progress.put_bridge(self._id, sequence=self._sequence)
-                self._progress = await self._control.progress.bridge(self._id) or BridgeProgress()
         except (ControlUnavailable, NotFound) as e:
             log.warning("report not stored", extra={"action": "report_unstored", "reason": e.message})
 

@@ -20,6 +20,7 @@ from tests.plugins.kafka import KafkaCluster
 from tests.plugins.postgres import PostgresDatabase
 from tests.plugins.source_table import connection, consuming, control_with, records, vector_table
 from tests.unit.cdc_bridge import samples
+from walvec.contracts.errors import ControlUnavailable
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import Position
 from walvec.definitions.memory import MemoryControl
@@ -161,6 +162,39 @@ async def test_a_connector_that_began_anew_is_made_up_for(
     assert b'{"id":1}' in (await store_of(log, table)).rows()
     reasons = [t.params.get("reason", "") for t in await control.tasks.recent(table.id)]
     assert any("began anew" in r for r in reasons)
+
+
+async def test_offsets_wait_until_the_connectors_place_is_stored(
+    postgres: PostgresDatabase, table: VectorTable, eventually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in between, a rebackfill would be stamped below rows in the store, and be refused."""
+    log, control = MemoryLog(), await control_with(postgres.dsn, table)
+    await log.ensure_topic(TOPIC, 1)
+    put, away = control.progress.put_bridge, asyncio.Event()
+
+    async def put_bridge(table_id: str, **more: Any) -> None:
+        if away.is_set() and more.get("sequence", 0) >= 1_900_000:
+            raise ControlUnavailable("away")
+        await put(table_id, **more)
+
+    monkeypatch.setattr(control.progress, "put_bridge", put_bridge)
+    async with bridged(control, log, table):
+        await eventually(lambda: loaded(control, table))
+        await eventually(lambda: read(log, table))
+        place = await log.committed(TOPIC, bridge_group(table.storage_name))
+        away.set()
+        await write(log, change("u", {"id": 1, "title": "one"}, lsn=2_000_000, last=1_900_000))
+        await eventually(lambda: _logged(log, table))
+        assert await log.committed(TOPIC, bridge_group(table.storage_name)) == place
+        away.clear()
+        await eventually(lambda: read(log, table))
+    stored = await control.progress.bridge(table.id)
+    assert stored is not None
+    assert stored.sequence >= 1_900_000
+
+
+async def _logged(log: Log, table: VectorTable) -> bool:
+    return any((c.after or {}).get("title") == "one" for c in await records(log, table))
 
 
 async def test_a_topic_that_is_deleted_is_waited_for_and_read_anew(
