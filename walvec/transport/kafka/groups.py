@@ -1,7 +1,7 @@
 """What groups have committed, over one connection of aiokafka's that is kept.
 
-Not with librdkafka's administration client: its OffsetFetch ends the process (a null pointer in `rd_kafka_cgrp_op`)
-when the answer is that the coordinator is loading or has moved, as it is after a broker was lost. Next: `admin`.
+Not with librdkafka's administration client: its OffsetFetch can end the process (SIGSEGV in `rd_kafka_cgrp_op`),
+seen with a broker just started; most likely when the coordinator is loading or has moved. Next: `admin`.
 """
 
 from __future__ import annotations
