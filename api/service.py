@@ -68,6 +68,7 @@ async def run(
             await _serve(config, listening, stop)
         finally:
             await observer.close()
+            await services.reach.close()
 
 
 async def _serve(config: uvicorn.Config, listening: socket.socket, stop: asyncio.Event) -> None:

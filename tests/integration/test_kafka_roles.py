@@ -245,9 +245,7 @@ def test_roles_that_start_before_the_broker(start: Start, postgres: PostgresData
     equal(walvec, postgres)
 
 
-def test_a_second_cdc_takes_over(
-    start: Start, postgres: PostgresDatabase, record_property: Callable[[str, object], None]
-) -> None:
+def test_a_second_cdc_takes_over(start: Start, postgres: PostgresDatabase) -> None:
     """With a backfill open, which the standby goes on with."""
     walvec = start(rows=20_000, WALVEC_CDC__BACKFILL_CHUNK_ROWS="200")
     wait_until(lambda: rows_read(walvec) > 1000, what="a backfill that runs")
@@ -259,9 +257,7 @@ def test_a_second_cdc_takes_over(
         walvec.kill_one("cdc-1")
         began = time.monotonic()
         wait_until(lambda: '"streaming"' in walvec.log_of("cdc-2") or "streaming" in walvec.log_of("cdc-2"), timeout=30)
-        took = time.monotonic() - began
-    record_property("take_over_seconds", round(took, 2))
-    assert took < 10
+        assert time.monotonic() - began < 10
     equal(walvec, postgres)
     reads = [t for t in tasks(walvec) if t[0] in ("backfill", "rebackfill")]
     assert len(reads) == 1, reads  # taken over, not begun anew: there was no gap
@@ -282,4 +278,31 @@ def test_embedders_and_sinks_come_and_go(start: Start, postgres: PostgresDatabas
         wait_until(lambda: workload.done > before + 150)
         assert walvec.end_one("embedder-3") == 0
         assert walvec.end_one("sink-1") == 0
+    equal(walvec, postgres)
+
+
+def test_no_right_to_create_topics_and_a_wrong_password(
+    start: Start, postgres: PostgresDatabase, kafka_with: Callable[..., KafkaCluster]
+) -> None:
+    """What an administrator has to do is in apply's answer; a wrong password is told as such. Both heal."""
+    cluster = kafka_with(security="SASL_PLAINTEXT", acl=True)
+    cluster.grant("walvec", "TOPIC", "walvec.", "READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS", "DELETE")
+    cluster.grant("walvec", "GROUP", "walvec.", "READ", "DESCRIBE")
+    walvec = start("api", kafka=cluster, apply=False)
+    refused = walvec.apply(document(postgres.dsn))
+    said = refused.stdout + refused.stderr
+    assert refused.returncode == 1
+    assert "An administrator runs" in said
+    assert [which for which in ("changes", "vectors", "dead") if f".{which}" not in said] == []
+    cluster.grant("walvec", "TOPIC", "walvec.", "ALL")
+    wait_until(lambda: walvec.apply(document(postgres.dsn)).returncode == 0, timeout=60, what="apply")
+
+    wrong = {"WALVEC_KAFKA__SASL_PASSWORD": "wrong"}
+    for role in ("cdc", "embedder", "sink"):
+        walvec.start_role(role, 1, **wrong)
+    for role in ("cdc", "embedder", "sink"):
+        wait_until(lambda role=role: "Kafka refuses the login" in walvec.log_of(f"{role}-1"), timeout=60, what=role)
+        assert walvec.processes[f"{role}-1"].poll() is None
+        assert walvec.end_one(f"{role}-1") == 0
+        walvec.start_role(role)
     equal(walvec, postgres)

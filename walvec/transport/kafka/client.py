@@ -234,7 +234,8 @@ class KafkaClient:
         elif error.code() not in _SILENT:
             return
         text = str(self._trouble or _reason(error))
-        if text != self._told:
+        # once for an outage, and once more when its reason is known: each broker and connection says something else
+        if not self._told or (self._trouble is not None and text != self._told):
             self._told = text
             _log.warning("kafka cannot be reached", extra={"action": "kafka_unreachable", "reason": self.scrub(text)})
 
