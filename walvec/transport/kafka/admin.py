@@ -335,7 +335,8 @@ class Admin:
         """A place below what is kept, and 0 where a member would start although the records there are gone, stay what
         they are: until a member has heard of the loss, nobody may take the group for drained. So does 0 for a commit
         beyond the end, or of another topic of this name."""
-        description, commits = await asyncio.gather(self.found(topic), self._groups.committed(topic, group))
+        description = await self.found(topic)
+        commits = await self._groups.committed(topic, group)
         numbers = [partition.id for partition in description.partitions]
         # after the commits, which are never ahead of them then
         ends = await self.offsets([(topic, n) for n in numbers], OffsetSpec.latest())

@@ -180,7 +180,9 @@ class Fetcher:
             return self.revoking
 
     def release(self) -> None:
+        """Nothing of them is handed out from now on, however long the thread takes to notice."""
         with self.lock:
+            self._forget(self.revoking)
             self.revoking = frozenset()
             self.lock.notify_all()
 

@@ -99,7 +99,7 @@ class _Instance:
         served = self.raw.poll(0)
         self._quiet = 0 if served else self._quiet + 1
         for append in [append for append in self._outstanding if not append.left]:
-            del self._outstanding[append]
+            self._outstanding.pop(append, None)  # one that failed has taken the others along
             self._settle(append)
         if served and self._room is not None:
             self._room.set_result(None)
