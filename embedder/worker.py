@@ -36,6 +36,7 @@ from walvec.runtime.settings import EmbedderSettings
 from walvec.transport.ports import Consumer, Log
 from walvec.transport.records import (
     Fetch,
+    StoredRecord,
     changes_topic,
     dead_topic,
     embedder_group,
@@ -48,6 +49,7 @@ _POLL_SECONDS = 0.5
 _PATIENCE_SECONDS = 0.25
 _LOCAL_PATIENCE_SECONDS = 2.0
 _GATE_SECONDS = 0.25
+_TOO_SHORT_SECONDS = 3.0
 _DRAIN_SECONDS = 3.0
 _WARM_RECORDS = 50_000
 
@@ -258,12 +260,7 @@ class Worker:
 
     async def _work_parked(self, parked: _Parked) -> None:
         try:
-            records = [
-                r
-                async for r in self._log.read(
-                    changes_topic(self.table.storage_name), parked.partition, parked.start, parked.end
-                )
-            ]
+            records = await self._read_again(parked)
             fetches = [Fetch(parked.partition, records)] if records else []
             if len(records) < parked.records:
                 await self._expired(parked)
@@ -271,6 +268,20 @@ class Worker:
         finally:
             self._active -= 1
             self._room.set()
+
+    async def _read_again(self, parked: _Parked) -> list[StoredRecord]:
+        """Fewer than were parked only when the log has let them go: a partition whose leader has just moved may end too
+        early for a moment."""
+        topic = changes_topic(self.table.storage_name)
+        until = time.monotonic() + _TOO_SHORT_SECONDS
+        while True:
+            records = [r async for r in self._log.read(topic, parked.partition, parked.start, parked.end)]
+            if len(records) >= parked.records or time.monotonic() > until:
+                return records
+            kept = next((t.start_offsets for t in await self._log.topics() if t.topic == topic), {})
+            if kept.get(parked.partition, 0) > parked.start:
+                return records
+            await self._log.wait_for_append(_PATIENCE_SECONDS)
 
     async def _expired(self, parked: _Parked) -> None:
         """The log did not keep what was parked: a provider was away for longer than its records are kept."""

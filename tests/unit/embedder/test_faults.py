@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from embedder import worker
 from embedder.dispatch import Answer, Dispatcher, Usage
 from embedder.pace import Backoff
 from embedder.packing import Limits
@@ -240,6 +241,7 @@ async def test_restart_on_loss_of_what_was_parked(
                 yield record
 
     monkeypatch.setattr(world.log, "read", with_a_gap)
+    monkeypatch.setattr(worker, "_TOO_SHORT_SECONDS", 0.05)
     async with world.running():
         await world.put(*(change(i, 10 + i, f"text {i}") for i in range(40)))
         await world.put(change(1, 100, op="d"))  # behind what is parked
