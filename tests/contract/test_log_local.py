@@ -17,6 +17,7 @@ import pytest
 from tests.contract.log_child import TOPIC
 from walvec.contracts.errors import ConfigError, LogDamaged, LogUnavailable, NotFound, PartitionLost
 from walvec.runtime.settings import LogSettings, settings_from
+from walvec.transport.kafka import KafkaLog
 from walvec.transport.local import LocalLog, check, log_path, move_aside, open_local_log
 from walvec.transport.local.runs import Transaction
 from walvec.transport.open import open_log
@@ -333,8 +334,11 @@ async def test_the_setting_chooses_the_log(tmp_path: Path) -> None:
     log = open_log(settings_from({"data_dir": tmp_path}))
     assert await log.topics() == []
     await log.close()
-    with pytest.raises(ConfigError, match="WALVEC_LOG__KIND=local"):
-        open_log(settings_from({"data_dir": tmp_path, "log": {"kind": "kafka"}}))
+    over_kafka = open_log(settings_from({"data_dir": tmp_path, "log": {"kind": "kafka"}}))  # waits for its brokers
+    assert isinstance(over_kafka, KafkaLog)
+    await over_kafka.close()
+    with pytest.raises(ConfigError, match="acks"):
+        open_log(settings_from({"data_dir": tmp_path, "log": {"kind": "kafka"}, "kafka": {"acksx": "all"}}))
 
 
 async def test_space_is_reused_and_given_back(tmp_path: Path) -> None:
