@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from walvec.contracts.errors import ControlUnavailable, DefinitionError, NotFoun
 from walvec.contracts.letters import LetterKind
 from walvec.definitions.model import EmbeddingProvider, Generation, Snapshot, VectorTable
 from walvec.definitions.ports import Control
-from walvec.definitions.reports import REPEAT_SECONDS
+from walvec.definitions.reports import Told
 from walvec.runtime import measures
 from walvec.runtime.measures import Sample
 from walvec.runtime.metrics import Metrics
@@ -55,15 +54,7 @@ class _Desk:
     task: asyncio.Task[None]
     stop: asyncio.Event
     worker: Worker | None = None
-    reported: dict[str, object] = field(default_factory=dict)
-    reported_at: float = 0.0
-
-    def news(self, report: dict[str, object]) -> bool:
-        """Whether it must be told: it is new, or so old that this process would be taken for gone."""
-        return report != self.reported or time.monotonic() - self.reported_at > REPEAT_SECONDS
-
-    def told(self, report: dict[str, object]) -> None:
-        self.reported, self.reported_at = report, time.monotonic()
+    told: Told = field(default_factory=Told)
 
 
 async def run(
@@ -315,9 +306,9 @@ class Service:
                 "commit_ms": worker.commit_ms,
                 "blocked": next((d.stopped for d in self._used(desk.table) if d.stopped), None),
             }
-            if desk.news(report):
+            if desk.told.news(report):
                 await self._control.reports.put("embedder", table_id, report)
-                desk.told(report)
+                desk.told.say(report)
 
 
 def _of_table(usage: Usage, table: str) -> Iterator[Sample]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -26,7 +25,7 @@ from walvec.contracts.errors import (
 from walvec.definitions.making import make
 from walvec.definitions.model import Generation, VectorTable
 from walvec.definitions.ports import Control
-from walvec.definitions.reports import REPEAT_SECONDS
+from walvec.definitions.reports import Told
 from walvec.runtime.measures import Sample
 from walvec.runtime.metrics import Metrics
 from walvec.runtime.settings import Settings
@@ -45,15 +44,7 @@ class _Desk:
     table: VectorTable
     task: asyncio.Task[None]
     worker: Worker | None = None
-    reported: dict[str, object] = field(default_factory=dict)
-    reported_at: float = 0.0
-
-    def news(self, report: dict[str, object]) -> bool:
-        """Whether it must be told: it is new, or so old that this process would be taken for gone."""
-        return report != self.reported or time.monotonic() - self.reported_at > REPEAT_SECONDS
-
-    def told(self, report: dict[str, object]) -> None:
-        self.reported, self.reported_at = report, time.monotonic()
+    told: Told = field(default_factory=Told)
 
 
 async def run(
@@ -195,11 +186,11 @@ class Service:
             await asyncio.sleep(_REPORT_SECONDS)
             for table_id, desk in list(self._desks.items()):
                 report = desk.worker.report() if desk.worker is not None else {}
-                if not report or not desk.news(report):
+                if not report or not desk.told.news(report):
                     continue
                 try:
                     await self._control.reports.put("sink", table_id, report)
-                    desk.told(report)
+                    desk.told.say(report)
                 except ControlUnavailable as e:
                     logger.debug("control database away", extra={"action": "report", "reason": str(e)})
 

@@ -1,4 +1,4 @@
-"""What several processes of one role say of one subject, as one report. Pure.
+"""What several processes of one role say of one subject, as one report.
 
 Counts are added up, latencies take the worst, everything else is the newest word; a standby has the word only while
 nobody reads. A process that has been silent for `SILENT_SECONDS` is gone, and its report with it, unless it is the
@@ -7,7 +7,9 @@ last: so whoever lives repeats itself every `REPEAT_SECONDS` though nothing chan
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 SILENT_SECONDS = 60.0
@@ -54,3 +56,18 @@ def _both(name: str, newer: Any, older: Any) -> Any:
     if name.startswith("latency_"):
         return max(newer, older)
     return newer
+
+
+@dataclass(slots=True)
+class Told:
+    """What this process said last of a subject."""
+
+    report: Mapping[str, object] = field(default_factory=dict)
+    at: float = 0.0
+
+    def news(self, report: Mapping[str, object]) -> bool:
+        """Whether it must be told: it is new, or so old that this process would be taken for gone."""
+        return report != self.report or time.monotonic() - self.at > REPEAT_SECONDS
+
+    def say(self, report: Mapping[str, object]) -> None:
+        self.report, self.at = report, time.monotonic()
