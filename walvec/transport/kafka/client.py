@@ -121,7 +121,9 @@ class KafkaClient:
         """For every librdkafka instance."""
         return {
             "client.id": f"walvec-{socket.gethostname()}",
-            "topic.metadata.refresh.interval.ms": 30_000,  # grown topics and moved leaders are noticed by this
+            "topic.metadata.refresh.interval.ms": 10_000,  # grown topics and moved leaders are noticed by this
+            # a broker that hangs with its connections open is asked for leaders, too: it must not hold the answer long
+            "socket.timeout.ms": 10_000,
             "reconnect.backoff.max.ms": 2_000,
             "socket.keepalive.enable": True,
             "log.connection.close": False,
@@ -137,7 +139,7 @@ class KafkaClient:
         return {
             "linger.ms": 1,
             "delivery.timeout.ms": 60_000,
-            "request.timeout.ms": 20_000,  # a broker that hangs is given up while its successor is elected
+            "request.timeout.ms": 10_000,  # a broker that hangs is given up while its successor is elected
             "topic.metadata.propagation.max.ms": 5_000,  # a deleted topic is said to be gone; a new one was waited for
             "queue.buffering.max.kbytes": 64 * 1024,
             "queue.buffering.max.messages": 500_000,
