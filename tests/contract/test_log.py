@@ -70,14 +70,18 @@ async def kafka(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[O
         )
         return logs[-1]
 
-    try:
-        yield make
-    finally:
-        await asyncio.gather(*(log.close() for log in logs))
+    async def sweep() -> None:
         broom = KafkaLog(KafkaSettings.model_validate({"bootstrap_servers": cluster.bootstrap_servers}))
         for stats in await broom.topics():
             await broom.delete_topic(stats.topic)
         await broom.close()
+
+    await sweep()  # what other files left
+    try:
+        yield make
+    finally:
+        await asyncio.gather(*(log.close() for log in logs))
+        await sweep()
 
 
 LOGS = {"kafka": kafka, "local": local, "memory": memory}
