@@ -15,7 +15,20 @@ SyncStatus = Literal["pending", "backfilling", "synced", "paused", "error", "blo
 Mode = Literal["managed", "platform"]
 StoreKind = Literal["pgvector", "qdrant"]
 TaskType = Literal["backfill", "rebackfill", "replay", "repair"]
+GenerationState = Literal["building", "stalled", "active", "retired"]
 TaskStatus = Literal["pending", "running", "completed", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Definitions that see each other, apart from those of other environments. `view_schema`: the schema of its views
+    in a store's database."""
+
+    id: str
+    org_id: str
+    name: str
+    view_schema: str
+    created_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +44,7 @@ class Connection:
     status: str = "created"
     status_message: str = ""
     created_at: str = ""
+    environment_id: str = ""
 
     @property
     def slot(self) -> str:
@@ -50,6 +64,7 @@ class EmbeddingProvider:
     default_model: str | None = None
     limits: Mapping[str, Any] = field(default_factory=dict)
     created_at: str = ""
+    environment_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +99,16 @@ class SourceColumn:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One materialisation of a vector table: its own storage, model and columns."""
+    """One materialisation of a vector table: its own storage, model and columns.
+
+    building: fed beside the active one, to take its place. stalled: was building, is not fed any more (`stalled`: why)
+    and is read again before it goes on. retired: was active, is not fed, kept until `kept_until` for a rollback.
+    `filled`: all rows are in the store and it was fed since. `ready`: indexes are built. `swapping`: the view is being
+    pointed at it; nothing else may become of it. `embedding_provider_id`, `provider_kind`: None = the table's.
+    """
 
     number: int
-    state: Literal["building", "active", "retired"]
+    state: GenerationState
     embedding_model: str
     embedding_dimensions: int
     columns: tuple[Column, ...]
@@ -96,6 +117,12 @@ class Generation:
     index: Mapping[str, Any] = field(default_factory=lambda: {"kind": "hnsw"})
     separator: str = "\n"
     ready: bool = False
+    filled: bool = False
+    swapping: bool = False
+    stalled: str | None = None
+    kept_until: str | None = None
+    embedding_provider_id: str | None = None
+    provider_kind: str | None = None
 
     @property
     def text_spec(self) -> TextSpec:
@@ -187,10 +214,18 @@ class VectorTable:
     updated_at: str = ""
     source: TopicSource | None = None
     """Where its changes come from; None = from the connection's own slot."""
+    environment_id: str = ""
+    view_schema: str = "walvec"
+    storage: str = ""
+    """Its storage name, fixed when it is created: topics and storage keep it when the table gets another name."""
+    keep_previous: int = 3600
+    """Seconds that a generation is kept after a swap, for a rollback."""
 
     @property
     def storage_name(self) -> str:
         """`vt_<8 chars of id>_<slug of name>`; also the head of its topics' names."""
+        if self.storage:
+            return self.storage
         slug = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in self.name.lower())[:40]
         return f"vt_{self.id.removeprefix('vt_')[:8]}_{slug}"
 
@@ -206,7 +241,25 @@ class VectorTable:
     @property
     def live_generations(self) -> tuple[Generation, ...]:
         """Those that changes are applied to."""
-        return tuple(g for g in self.generations if g.state != "retired")
+        return tuple(g for g in self.generations if g.state in ("building", "active"))
+
+    @property
+    def building(self) -> Generation | None:
+        """The one that is to take the active one's place; it may be stalled."""
+        return next((g for g in self.generations if g.state in ("building", "stalled")), None)
+
+    @property
+    def previous(self) -> Generation | None:
+        """The newest one that is kept for a rollback."""
+        return max((g for g in self.generations if g.state == "retired"), key=lambda g: g.number, default=None)
+
+    def provider_of(self, generation: Generation) -> str:
+        """Id of the embedding provider of that generation's vectors."""
+        return generation.embedding_provider_id or self.embedding_provider_id
+
+    def kind_of(self, generation: Generation) -> str:
+        """Kind of that provider."""
+        return generation.provider_kind or self.provider_kind
 
     def generation(self, number: int) -> Generation | None:
         return next((g for g in self.generations if g.number == number), None)
