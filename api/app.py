@@ -11,9 +11,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api import (
     apply,
     connections,
+    docs,
     health,
     letters,
     logs,
+    openapi,
     operations,
     problems,
     providers,
@@ -31,7 +33,7 @@ _OPEN = ("/health", "/docs", "/openapi.json")
 
 def create_app(services: Services, keys: Sequence[str] = ()) -> FastAPI:
     """`keys`: bearer tokens that may ask; none = everybody who reaches the address."""
-    app = FastAPI(title="walvec", version=__version__, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(title="walvec", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.services = services
     problems.install(app)
     parts = (
@@ -49,6 +51,8 @@ def create_app(services: Services, keys: Sequence[str] = ()) -> FastAPI:
     )
     for part in parts:
         app.include_router(part.router)
+    docs.install(app)
+    openapi.install(app)
     app.add_middleware(Gate, keys=tuple(keys))
     return app
 

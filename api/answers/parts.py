@@ -44,8 +44,9 @@ class Pagination(Answer):
 
 
 class Page(Answer, Generic[T]):
-    data: list[T]
-    """This page's items, in a stable order."""
+    model_config = ConfigDict(use_attribute_docstrings=False)  # its source is not found where it is filled in
+
+    data: list[T] = Field(description="This page's items, in a stable order.")
     pagination: Pagination
 
 

@@ -1,0 +1,270 @@
+"""Tasks, synchronisation, status, dead letters, the log."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from api.answers.parts import Answer, CreatedAt, FreeForm, OrgId, SyncStatus, TableId, TaskId, Time
+
+TaskType = Literal["backfill", "rebackfill", "replay", "repair", "removal"]
+TaskStatus = Literal["pending", "running", "completed", "failed", "cancelled"]
+
+
+class Task(Answer):
+    """A durable piece of work; it goes on where it was after a restart."""
+
+    id: TaskId
+    task_id: TaskId
+    """The same as `id`."""
+    org_id: OrgId
+    task_type: TaskType
+    target_id: str
+    """Id of what it works on."""
+    status: TaskStatus
+    priority: int
+    """Lower goes first."""
+    generation: int
+    """Generation of the vector table that it fills."""
+    progress: FreeForm
+    """How far it is: `rows_processed`, and what it needs to go on."""
+    attempts: int
+    max_attempts: int
+    last_error: str | None
+    created_at: CreatedAt
+    updated_at: Time
+    """When it last got anywhere, UTC."""
+
+
+class Tasks(Answer):
+    replayed: int
+    """Dead letters that are tried again."""
+    tasks: list[Task]
+
+
+class BackfillRequested(Task):
+    """The task, and the vector table's counts."""
+
+    vector_table_id: TableId
+    sync_status: SyncStatus
+    total_rows: int
+    """Rows of the source table."""
+    synced_rows: int
+    """Rows that have a vector already."""
+
+
+class BackfillProgress(Answer):
+    task_id: TaskId
+    task_type: TaskType
+    status: TaskStatus
+    rows_done: int
+    estimated_total: int | None
+    rate: float | None
+    """Rows per second."""
+    remaining_seconds: float | None
+    waiting: str | None
+    """What it waits for."""
+    last_error: str | None
+
+
+class SyncState(Answer):
+    """Both documented spellings."""
+
+    vector_table_id: TableId
+    sync_status: SyncStatus
+    synced_rows: int
+    """Rows that have a vector."""
+    total_rows: int
+    """Rows of the source table."""
+    last_synced_at: Time | None
+    """The source's state at this moment is searchable."""
+    last_sync_at: Time | None
+    """The same."""
+    rows_pending: int | None
+    """Changes that are not applied yet; null: the log cannot be asked."""
+    staleness_secs: float | None
+    """How long ago `last_synced_at` is."""
+    last_error: str | None
+    last_error_at: Time | None
+    dead_letters: int
+    """Changes that could not be processed."""
+    backfill: BackfillProgress | None
+
+
+class SyncChanged(Answer):
+    vector_table_id: TableId
+    name: str
+    sync_status: SyncStatus
+    message: str
+
+
+class Lag(Answer):
+    lag_changes: int
+    lag_seconds: float | None
+
+
+class TableStatus(Answer):
+    """Every number that can be had; what is out of reach is null and named in `unreachable`."""
+
+    id: TableId
+    name: str
+    state: SyncStatus
+    sync_status: SyncStatus
+    """The same."""
+    total_rows: int | None
+    synced_rows: int | None
+    dead_letters: int
+    lag_changes: int | None
+    """Changes between source and store."""
+    lag_seconds: float | None
+    stages: dict[str, Lag | None]
+    """The same by stage: embedder, sink."""
+    backfill: BackfillProgress | None
+    last_error: str | None
+    error: dict[str, str] | None
+    """What a person must mend: `kind`, `message`, `cure`."""
+    blocked: str | None
+    """What it waits for; heals by itself."""
+    texts_sent: int | None
+    """Texts sent to the provider since the embedder started."""
+    texts_saved: int | None
+    """Texts that need not be sent."""
+    embedder: FreeForm
+    """The embedder's report."""
+    sink: FreeForm
+    """The sink's report."""
+    source: FreeForm
+    """The connection, and its reader's report."""
+    generation: int
+    embedding_model: str
+    store: str
+    unreachable: list[str]
+
+
+class Statuses(Answer):
+    tables: list[TableStatus]
+
+
+class Drained(Answer):
+    drained: bool
+    """Whether everything that was committed before the call is searchable."""
+    reason: str | None
+    """Why not."""
+    reasons: dict[str, str]
+    """The same by vector table."""
+    tables: list[str]
+    dead_letters: dict[str, int]
+    """Changes that could not be processed, by vector table; they do not hold a drain up."""
+    seconds: float
+
+
+class Verified(Answer):
+    """Keys that differ between source and store."""
+
+    missing: list[Any]
+    """In the source, not in the store."""
+    orphaned: list[Any]
+    """In the store, not in the source."""
+    stale: list[Any]
+    """In both, with another text."""
+    duplicate: list[Any]
+    """In the store more than once."""
+    dead: list[Any]
+    """With an open dead letter."""
+
+
+class Letter(Answer):
+    """A change that could not be processed."""
+
+    id: int
+    key: Any
+    """The row's key, by column; null where the record had none that can be read."""
+    kind: str
+    reason: str
+    position: str
+    """The change's place in the source's history."""
+    attempts: int
+    generation: int
+    created_at: Time | None
+
+
+class WholeLetter(Letter):
+    payload: Any
+    """The record as it was."""
+
+
+class Letters(Answer):
+    dead_letters: list[Letter]
+    total: int
+    next_after: int | None
+    """`after` of the next page; null on the last one."""
+
+
+class Dropped(Answer):
+    dropped: int
+
+
+class Topic(Answer):
+    topic: str
+    vector_table: str | None
+    """Name of its vector table; null: of none."""
+    kind: Literal["changes", "vectors", "dead"] | None
+    partitions: int
+    records: int
+    start_offsets: dict[str, int]
+    end_offsets: dict[str, int]
+    group: str | None
+    """The consumer group that reads it."""
+    committed: dict[str, int]
+    """Where that group is, by partition."""
+    lag: int | None
+    lag_seconds: float | None
+    bytes: int | None
+    oldest: Time | None
+    """Time of its oldest record."""
+    differences: list[str]
+    """Settings of the topic that are not what walvec would make."""
+
+
+class Topics(Answer):
+    topics: list[Topic]
+
+
+class Health(Answer):
+    status: str = Field(examples=["ok", "starting"])
+    detail: str = Field("")
+    """Why it is not ok."""
+
+
+class Readiness(Answer):
+    class Part(Answer):
+        ok: bool
+        detail: str
+
+    status: Literal["ok", "unavailable"]
+    checks: dict[str, Part]
+
+
+class Record(Answer):
+    """One record of a topic, as one line."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    headers: dict[str, str]
+    key: Any
+    value: Any
+
+
+class Replayed(Answer):
+    """Progress of a replay, as one line; the last one has `done`."""
+
+    replayed: int
+    """Records that were appended so far."""
+    of: int
+    """Records that will be."""
+    oldest: Time | None = None
+    """Time of the oldest one."""
+    done: bool = False

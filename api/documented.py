@@ -1,0 +1,261 @@
+"""Every operation of the API: its name, its answer, the codes of its failures. Next: `openapi` writes /openapi.json.
+
+A route without an entry here, or an entry without a route, fails a test; so does an answer that its model does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from api.answers import activity, definitions, search
+from api.answers.parts import Page
+
+CODES: Mapping[str, tuple[int, str]] = {
+    "unauthorized": (401, "the API key is missing or wrong."),
+    "key_revoked": (401, "the API key was revoked."),
+    "rate_limit_exceeded": (429, "too many requests; Retry-After says when to ask again."),
+    "body_too_large": (413, "the body is larger than walvec takes."),
+    "permission_denied": (403, "a read-only key may only GET and query."),
+    "source_table_access_denied": (403, "the connection's user may not read the source table."),
+    "resource_not_found": (404, "there is nothing at this path."),
+    "environment_not_found": (404, "the environment does not exist, or belongs to somebody else."),
+    "connection_not_found": (404, "the connection does not exist in this environment."),
+    "embedding_provider_not_found": (404, "the embedding provider does not exist in this environment."),
+    "vector_table_not_found": (404, "the vector table does not exist in this environment."),
+    "task_not_found": (404, "the task does not exist in this environment."),
+    "dead_letter_not_found": (404, "the vector table has no such dead letter."),
+    "connection_conflict": (409, "the name is taken, or vector tables use the connection."),
+    "embedding_provider_conflict": (409, "the name is taken, or vector tables use the provider."),
+    "vector_table_conflict": (409, "the name is taken."),
+    "backfill_in_progress": (409, "a backfill of this vector table is open."),
+    "sync_already_paused": (409, "the vector table is paused already."),
+    "sync_not_paused": (409, "the vector table is not paused."),
+    "not_drained": (409, "the table could not be drained in time; the message says what holds it up."),
+    "repair_failed": (409, "the repair did not end well; the message says why."),
+    "slot_in_use": (409, "somebody else reads the connection's replication slot."),
+    "slot_lost": (409, "the server lost the connection's replication slot."),
+    "source_table_changed": (409, "the source table changed in a way that the definition does not fit."),
+    "conflict": (409, "somebody else changed the same thing at the same time."),
+    "validation_error": (422, "the request does not fit; the message names the fields."),
+    "connection_not_ready": (422, "the connection is not tested, or the source refused it."),
+    "vector_table_not_ready": (422, "no backfill was asked for yet."),
+    "store_rejected": (422, "the store refused what was asked."),
+    "embedding_provider_rejected": (502, "the embedding provider refused walvec's request."),
+    "source_unavailable": (503, "the source database does not answer."),
+    "store_unavailable": (503, "the store does not answer."),
+    "log_unavailable": (503, "the log does not answer."),
+    "log_damaged": (503, "the log is damaged."),
+    "control_unavailable": (503, "the control database does not answer."),
+    "embedding_provider_unavailable": (503, "the embedding provider does not answer."),
+    "shutting_down": (503, "this process is ending."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`answer`: None = no content. `codes`: of failures, beyond those that every operation has. `headers`: of a good
+    answer, beyond those that every one has. `parameters`: names in openapi.PARAMETERS. `environment`: works in one.
+    `reads`: a read-only key may ask it although it is no GET. `also`: other statuses with the same kind of answer.
+    `media`: content type of the answer."""
+
+    id: str
+    summary: str
+    answer: type[BaseModel] | None
+    status: int = 200
+    codes: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    environment: bool = True
+    reads: bool = False
+    also: Mapping[int, str] | None = None
+    media: str = "application/json"
+
+
+_SOURCE = ("source_unavailable", "connection_not_ready")
+_TABLE = ("vector_table_not_found",)
+_LOG = ("log_unavailable", "log_damaged")
+_WAIT = ("shutting_down",)
+
+OPERATIONS: Mapping[tuple[str, str], Operation] = {
+    ("GET", "/health"): Operation(
+        "health",
+        "Is walvec there, and is what it was started with applied?",
+        activity.Health,
+        also={503: "Not yet."},
+    ),
+    ("GET", "/health/live"): Operation("live", "Does the process answer?", activity.Health),
+    ("GET", "/health/ready"): Operation(
+        "ready",
+        "Do the control database and the log answer?",
+        activity.Readiness,
+        also={503: "One of them does not."},
+    ),
+    ("POST", "/v1/providers/{provider}/connections"): Operation(
+        "create_connection",
+        "Create a connection",
+        definitions.Connection,
+        201,
+        ("connection_conflict",),
+    ),
+    ("GET", "/v1/connections"): Operation("list_connections", "List connections", Page[definitions.Connection]),
+    ("GET", "/v1/connections/{connection_id}"): Operation(
+        "get_connection",
+        "Get a connection",
+        definitions.ConnectionWithSource,
+        codes=("connection_not_found",),
+    ),
+    ("POST", "/v1/connections/{connection_id}/test"): Operation(
+        "test_connection",
+        "Test a connection",
+        definitions.Tested,
+        codes=("connection_not_found",),
+    ),
+    ("DELETE", "/v1/connections/{connection_id}"): Operation(
+        "delete_connection",
+        "Delete a connection",
+        None,
+        204,
+        ("connection_not_found", "connection_conflict"),
+    ),
+    ("GET", "/v1/connections/{connection_id}/doctor"): Operation(
+        "check_connection",
+        "Check every precondition of a connection",
+        definitions.Doctor,
+        codes=("connection_not_found", *_SOURCE),
+    ),
+    ("POST", "/v1/embedding-providers"): Operation(
+        "create_embedding_provider",
+        "Create an embedding provider",
+        definitions.Provider,
+        201,
+        ("embedding_provider_conflict",),
+    ),
+    ("GET", "/v1/embedding-providers"): Operation(
+        "list_embedding_providers", "List embedding providers", Page[definitions.Provider]
+    ),
+    ("GET", "/v1/embedding-providers/{provider_id}"): Operation(
+        "get_embedding_provider",
+        "Get an embedding provider",
+        definitions.Provider,
+        codes=("embedding_provider_not_found",),
+    ),
+    ("DELETE", "/v1/embedding-providers/{provider_id}"): Operation(
+        "delete_embedding_provider",
+        "Delete an embedding provider",
+        None,
+        204,
+        ("embedding_provider_not_found", "embedding_provider_conflict"),
+    ),
+    ("POST", "/v1/vector-tables"): Operation(
+        "create_vector_table",
+        "Create a vector table",
+        definitions.VectorTable,
+        201,
+        (
+            "connection_not_found",
+            "embedding_provider_not_found",
+            "vector_table_conflict",
+            "source_table_access_denied",
+            *_SOURCE,
+            *_LOG,
+            "store_unavailable",
+            "store_rejected",
+        ),
+    ),
+    ("GET", "/v1/vector-tables"): Operation("list_vector_tables", "List vector tables", Page[definitions.VectorTable]),
+    ("GET", "/v1/vector-tables/{table_id}"): Operation(
+        "get_vector_table", "Get a vector table", definitions.VectorTable, codes=_TABLE
+    ),
+    ("DELETE", "/v1/vector-tables/{table_id}"): Operation(
+        "delete_vector_table", "Delete a vector table", None, 204, _TABLE
+    ),
+    ("GET", "/v1/vector-tables/{table_id}/schema"): Operation(
+        "get_source_schema",
+        "Get the source table's schema",
+        definitions.Schema,
+        codes=(*_TABLE, *_SOURCE, "source_table_access_denied"),
+    ),
+    ("POST", "/v1/vector-tables/{table_id}/backfill"): Operation(
+        "backfill", "Trigger a backfill", activity.BackfillRequested, codes=(*_TABLE, "backfill_in_progress")
+    ),
+    ("GET", "/v1/vector-tables/{table_id}/sync/status"): Operation(
+        "get_sync_status", "Get the sync status", activity.SyncState, codes=_TABLE
+    ),
+    ("POST", "/v1/vector-tables/{table_id}/sync/pause"): Operation(
+        "pause_sync", "Pause sync", activity.SyncChanged, codes=(*_TABLE, "sync_already_paused")
+    ),
+    ("POST", "/v1/vector-tables/{table_id}/sync/resume"): Operation(
+        "resume_sync",
+        "Resume sync, or go on after an error",
+        activity.SyncChanged,
+        codes=(*_TABLE, *_SOURCE, "sync_not_paused", "source_table_access_denied"),
+    ),
+    ("POST", "/v1/vector-tables/{table_id}/query"): Operation(
+        "query",
+        "Search by meaning",
+        search.Found,
+        reads=True,
+        codes=(
+            *_TABLE,
+            "vector_table_not_ready",
+            "embedding_provider_rejected",
+            "embedding_provider_unavailable",
+            "store_unavailable",
+            "store_rejected",
+        ),
+    ),
+    ("GET", "/v1/vector-tables/{table_id}/dead-letters"): Operation(
+        "list_dead_letters", "List dead letters", activity.Letters, codes=_TABLE
+    ),
+    ("GET", "/v1/vector-tables/{table_id}/dead-letters/{letter_id}"): Operation(
+        "get_dead_letter", "Get a dead letter", activity.WholeLetter, codes=(*_TABLE, "dead_letter_not_found")
+    ),
+    ("POST", "/v1/vector-tables/{table_id}/dead-letters/replay"): Operation(
+        "replay_dead_letters", "Try dead letters again", activity.Tasks, codes=(*_TABLE, "dead_letter_not_found")
+    ),
+    ("DELETE", "/v1/vector-tables/{table_id}/dead-letters/{letter_id}"): Operation(
+        "drop_dead_letter", "Drop a dead letter", activity.Dropped, codes=(*_TABLE, "dead_letter_not_found")
+    ),
+    ("DELETE", "/v1/vector-tables/{table_id}/dead-letters"): Operation(
+        "drop_dead_letters", "Drop dead letters", activity.Dropped, codes=(*_TABLE, "dead_letter_not_found")
+    ),
+    ("GET", "/v1/tasks"): Operation("list_tasks", "List tasks, the newest first", Page[activity.Task], codes=_TABLE),
+    ("GET", "/v1/tasks/{task_id}"): Operation("get_task", "Get a task", activity.Task, codes=("task_not_found",)),
+    ("GET", "/v1/topics"): Operation("list_topics", "List the log's topics", activity.Topics, codes=_LOG),
+    ("GET", "/v1/vector-tables/{table_id}/tail"): Operation(
+        "tail",
+        "Read the log's records, one JSON object per line",
+        activity.Record,
+        codes=(*_TABLE, *_LOG),
+        media="application/x-ndjson",
+    ),
+    ("POST", "/v1/vector-tables/{table_id}/replay"): Operation(
+        "replay",
+        "Append what the log's changes hold once more; one JSON object of progress per line",
+        activity.Replayed,
+        codes=(*_TABLE, *_LOG),
+        media="application/x-ndjson",
+    ),
+    ("GET", "/v1/status"): Operation("list_status", "What every vector table is doing", activity.Statuses),
+    ("GET", "/v1/status/{table_id}"): Operation(
+        "get_status", "What a vector table is doing", activity.Statuses, codes=_TABLE
+    ),
+    ("POST", "/v1/drain"): Operation(
+        "drain", "Wait until what is committed now is searchable", activity.Drained, codes=(*_TABLE, *_WAIT)
+    ),
+    ("POST", "/v1/vector-tables/{table_id}/verify"): Operation(
+        "verify",
+        "Compare source and store",
+        activity.Verified,
+        codes=(*_TABLE, *_SOURCE, *_WAIT, "not_drained", "repair_failed", "store_unavailable"),
+    ),
+    ("POST", "/v1/apply"): Operation(
+        "apply",
+        "Make a definitions document true",
+        definitions.Applied,
+        codes=(*_SOURCE, *_LOG, "store_unavailable", "store_rejected", "source_table_access_denied", "conflict"),
+    ),
+}

@@ -1,0 +1,195 @@
+"""/openapi.json: what the framework knows of paths, parameters and bodies, with the answers of `documented`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from api.answers.parts import Error
+from api.documented import CODES, OPERATIONS, Operation
+
+_REFERENCE = "#/components/schemas/{model}"
+_INTEGER = {"type": "integer", "minimum": 0}
+HEADERS: Mapping[str, dict[str, Any]] = {
+    "X-Request-Id": {
+        "description": "Names this request in walvec's log.",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^req_"},
+    },
+    "X-RateLimit-Limit": {"description": "Requests that are allowed per minute.", "schema": _INTEGER},
+    "X-RateLimit-Remaining": {"description": "Requests that are left now.", "schema": _INTEGER},
+    "X-RateLimit-Reset": {"description": "When all are there again, in Unix seconds.", "schema": _INTEGER},
+    "Retry-After": {"description": "Seconds to wait before asking again.", "required": True, "schema": _INTEGER},
+    "ETag": {
+        "description": "Version of the definition, for If-Match.",
+        "required": True,
+        "schema": {"type": "string"},
+    },
+    "WWW-Authenticate": {"description": "Bearer", "required": True, "schema": {"type": "string"}},
+}
+PARAMETERS: Mapping[str, dict[str, Any]] = {
+    "Environment": {
+        "name": "X-Environment-Id",
+        "in": "header",
+        "description": "Environment to work in, by its id. Default: the server's own, `prod`.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 100},
+    },
+    "IdempotencyKey": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "A repeated request with the same key and body gets the first one's answer, and makes nothing.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    },
+    "IfMatch": {
+        "name": "If-Match",
+        "in": "header",
+        "description": "The ETag that the change is based on; 412 when the definition changed since.",
+        "schema": {"type": "string", "minLength": 1},
+    },
+}
+_TEXT = """\
+Keeps vectors in step with Postgres rows. Every failure is one object, `error`, with a code of this table:
+
+| code | status | meaning |
+|---|---|---|
+"""
+
+
+def install(app: FastAPI) -> None:
+    """`app.openapi()` and /openapi.json give the whole document, made at the first call."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = describe(app)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    found = get_openapi(title=app.title, version=app.version, description=_description(), routes=app.routes)
+    schemas = found.setdefault("components", {}).setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    names = _models(schemas)
+    for method, path, operation in _operations(found):
+        _write(operation, OPERATIONS[method, path], method, path, names)
+    found["components"] |= {
+        "headers": dict(HEADERS),
+        "parameters": dict(PARAMETERS),
+        "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key, `sk_live_…`."}},
+    }
+    return found
+
+
+def _description() -> str:
+    return _TEXT + "".join(f"| `{code}` | {status} | {text} |\n" for code, (status, text) in sorted(CODES.items()))
+
+
+def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield method.upper(), path, operation
+
+
+def _models(schemas: dict[str, Any]) -> dict[type[BaseModel], dict[str, Any]]:
+    """Adds the answers' schemas to those of the bodies; by model the reference to its own."""
+    answers = {o.answer for o in OPERATIONS.values() if o.answer is not None} | {Error}
+    ordered = sorted(answers, key=lambda m: m.__name__)
+    found, definitions = models_json_schema([(m, "validation") for m in ordered], ref_template=_REFERENCE)
+    taken: dict[str, Any] = definitions.get("$defs", {})
+    clash = sorted(set(taken) & set(schemas))
+    assert not clash, f"an answer and a body have one name: {clash}"
+    schemas |= taken
+    return {model: found[model, "validation"] for model in ordered}
+
+
+def _write(
+    operation: dict[str, Any], known: Operation, method: str, path: str, names: Mapping[type[BaseModel], dict[str, Any]]
+) -> None:
+    private = path.startswith("/v1")
+    operation["operationId"] = known.id
+    operation["summary"] = known.summary
+    operation["responses"] = _responses(operation, known, method, path, names)
+    if private:
+        operation["security"] = [{"key": []}]
+        wanted = [*(["Environment"] if known.environment else []), *known.parameters]
+        have = {p.get("name", "").lower() for p in operation.get("parameters", [])}
+        added = [n for n in wanted if PARAMETERS[n]["name"].lower() not in have]
+        if added:
+            operation.setdefault("parameters", []).extend({"$ref": f"#/components/parameters/{n}"} for n in added)
+
+
+def _responses(
+    operation: Mapping[str, Any],
+    known: Operation,
+    method: str,
+    path: str,
+    names: Mapping[type[BaseModel], dict[str, Any]],
+) -> dict[str, Any]:
+    private = path.startswith("/v1")
+    always = ["X-Request-Id", *(n for n in HEADERS if n.startswith("X-RateLimit") and private)]
+    good: dict[str, Any] = {"description": known.summary, "headers": _headers(*always, *known.headers)}
+    if known.answer is not None:
+        good["content"] = {known.media: {"schema": names[known.answer]}}
+    found = {str(known.status): good}
+    for status, text in (known.also or {}).items():
+        found[str(status)] = good | {"description": text}
+    by_status: dict[int, list[str]] = {}
+    for code in _codes(operation, known, method, path):
+        by_status.setdefault(CODES[code][0], []).append(code)
+    for status, codes in sorted(by_status.items()):
+        more = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}.get(status, ())
+        limited = always if status != 401 else ["X-Request-Id"]  # who is unknown has no count
+        found[str(status)] = {
+            "description": " ".join(f"`{c}`: {CODES[c][1]}" for c in codes),
+            "headers": _headers(*limited, *more),
+            "content": {"application/json": {"schema": _error(codes), "example": _example(codes[0])}},
+        }
+    return found
+
+
+def _codes(operation: Mapping[str, Any], known: Operation, method: str, path: str) -> list[str]:
+    """Those of the operation, and those that it shares with its like."""
+    if not path.startswith("/v1"):
+        return list(known.codes)
+    found = [*known.codes, "unauthorized", "key_revoked", "rate_limit_exceeded", "control_unavailable"]
+    if method != "GET" and not known.reads:
+        found.append("permission_denied")
+    if known.environment:
+        found.append("environment_not_found")
+    if re.search(r"\{", path):
+        found.append("resource_not_found")  # a name with a slash in it is another path
+    if "requestBody" in operation:
+        found += ["body_too_large", "validation_error"]
+    if operation.get("parameters"):
+        found.append("validation_error")
+    return list(dict.fromkeys(found))
+
+
+def _headers(*names: str) -> dict[str, Any]:
+    return {n: {"$ref": f"#/components/headers/{n}"} for n in names}
+
+
+def _error(codes: list[str]) -> dict[str, Any]:
+    """The envelope, with these codes and no other."""
+    narrowed = {"properties": {"error": {"properties": {"code": {"enum": sorted(codes)}}}}}
+    return {"allOf": [{"$ref": _REFERENCE.format(model="Error")}, narrowed]}
+
+
+def _example(code: str) -> dict[str, Any]:
+    return {
+        "error": {
+            "code": code,
+            "message": CODES[code][1],
+            "resolution": "",
+            "docs_url": f"/docs#{code}",
+            "request_id": "req_3b1f8a0c9d7e4526",
+        }
+    }
