@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from api.problems import invalid
 from api.schemas import Credentials
 from walvec.definitions.document import ConnectionSpec
+from walvec.runtime.addresses import check_connection_address
 
 
 def dsn_of(name: str, credentials: Credentials) -> str:
@@ -15,7 +16,9 @@ def dsn_of(name: str, credentials: Credentials) -> str:
     if credentials.url is None:
         given = {"port": 5432, "ssl_mode": "prefer", **given}
     try:
-        return ConnectionSpec.model_validate({"name": name, **given}).dsn
+        dsn = ConnectionSpec.model_validate({"name": name, **given}).dsn
     except ValidationError as e:
         messages = "; ".join(str(d["msg"]).removeprefix("Value error, ") for d in e.errors(include_input=False))
         raise invalid(f"credentials: {messages}.") from None
+    check_connection_address(dsn)
+    return dsn

@@ -16,6 +16,7 @@ from api.services import Services, Use, find_provider
 from api.status import now
 from api.validation import known_provider, new_id
 from walvec.definitions.model import EmbeddingProvider
+from walvec.runtime.addresses import check_base_url
 
 router = APIRouter(prefix="/v1", tags=["embedding providers"])
 
@@ -23,6 +24,8 @@ router = APIRouter(prefix="/v1", tags=["embedding providers"])
 @router.post("/embedding-providers", status_code=201)
 async def create(body: NewProvider, services: Use) -> Json:
     known_provider(body.provider, services.models)
+    if body.base_url is not None:
+        check_base_url(body.base_url)
     snapshot = await services.snapshot()
     if any(p.name == body.name for p in snapshot.providers.values()):
         raise Problem(409, "embedding_provider_conflict", f"there is an embedding provider {body.name!r} already.")

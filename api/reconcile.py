@@ -19,6 +19,7 @@ from walvec.definitions.document import ConnectionSpec, Document, ProviderSpec, 
 from walvec.definitions.making import create_topics
 from walvec.definitions.model import Connection, EmbeddingProvider, Generation, Snapshot, StoreKind, VectorTable
 from walvec.definitions.ports import Control
+from walvec.runtime.addresses import check_base_url, check_connection_address
 from walvec.transport.ports import Log
 from walvec.transport.records import changes_topic, dead_topic, vectors_topic
 
@@ -157,6 +158,8 @@ async def _connection(spec: ConnectionSpec, old: Connection | None, source: Sour
             new = replace(new, dsn=old.dsn)
         else:
             fields["credentials"] = "changed"
+    if old is None or "credentials" in fields:
+        check_connection_address(new.dsn)
     if old is None or "credentials" in fields or old.status != "connected":
         await source.test(new)
         if old is not None and old.status != "connected":
@@ -165,6 +168,8 @@ async def _connection(spec: ConnectionSpec, old: Connection | None, source: Sour
 
 
 def _provider(spec: ProviderSpec, old: EmbeddingProvider | None, snapshot: Snapshot) -> Step:
+    if spec.base_url is not None and (old is None or old.base_url != spec.base_url):
+        check_base_url(spec.base_url)
     new = EmbeddingProvider(
         id=old.id if old else new_id("emb"),
         name=spec.name,

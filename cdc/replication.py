@@ -18,6 +18,7 @@ from psycopg.pq import ExecStatus
 from cdc.session import CONNECT_DEFAULTS, TEXT_SETTINGS, connect_error, query_error
 from walvec.contracts.errors import SlotLost, SourceRejected, SourceUnavailable, WalvecError
 from walvec.contracts.position import format_lsn
+from walvec.runtime import addresses
 
 _STATUS = struct.Struct(">cQQQqB").pack
 _EPOCH_2000_US = 946_684_800_000_000
@@ -44,9 +45,10 @@ class Replication:
         options = f"{given.get('options') or ''} {settings}".strip()
         merged: dict[str, Any] = {**CONNECT_DEFAULTS, **given, "options": options, "client_encoding": "UTF8"}
         try:
-            connection = await AsyncConnection.connect(
-                conninfo.make_conninfo(**{**merged, "replication": "database"}), autocommit=True
-            )
+            place = await addresses.pinned(conninfo.make_conninfo(**{**merged, "replication": "database"}))
+            connection = await AsyncConnection.connect(place, autocommit=True)
+        except addresses.AddressRefused as e:
+            raise SourceRejected(e.message, e.cure) from e
         except (psycopg.Error, OSError) as e:
             low = str(e).lower()
             if "wal sender" in low or "role to start walsender" in low:

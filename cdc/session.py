@@ -23,6 +23,7 @@ from walvec.contracts.errors import (
     WalvecError,
 )
 from walvec.definitions.model import Connection
+from walvec.runtime import addresses
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,9 @@ async def open_session(dsn: str) -> Session:
         ) from None
     complete = conninfo.make_conninfo(dsn, **{k: v for k, v in CONNECT_DEFAULTS.items() if k not in given})
     try:
-        session: Session = await AsyncConnection.connect(complete, autocommit=True)
+        session: Session = await AsyncConnection.connect(await addresses.pinned(complete), autocommit=True)
+    except addresses.AddressRefused as e:
+        raise SourceRejected(e.message, e.cure) from e
     except (psycopg.Error, OSError) as e:
         raise connect_error(e) from e
     try:

@@ -17,6 +17,7 @@ from embedder.packing import Limits
 from embedder.providers import answers
 from embedder.providers.port import Kind, ProviderSuspect
 from walvec.contracts.errors import ProviderRejectedInput, ProviderStop, ProviderWait
+from walvec.runtime.addresses import AddressRefused
 
 BASE_URL = "https://api.openai.com/v1"
 # model -> (dimensions, whether they can be chosen)
@@ -104,6 +105,8 @@ class OpenAIProvider:
             response = await self._client.post(self._url, content=content, headers=headers)
         except httpx.TimeoutException as e:
             raise ProviderSuspect(f"the provider did not answer in time ({type(e).__name__}).", "timeout") from e
+        except AddressRefused as e:
+            raise ProviderStop(e.message, e.cure) from e
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, UnicodeError) as e:
             raise ProviderStop(
                 f"the provider cannot be asked ({type(e).__name__}).", "Check the provider's base_url and api_key."

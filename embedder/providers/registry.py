@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from embedder.packing import Limits
-from embedder.providers import fake, openai, static
+from embedder.providers import fake, guarded, openai, static
 from embedder.providers.port import Provider
 from walvec.contracts.errors import DefinitionError
 from walvec.definitions.model import EmbeddingProvider
@@ -63,7 +63,12 @@ def _compatible(kind: str, base_url: str | None) -> Make:
         if not url:
             raise DefinitionError(f'provider "{provider.name}" has no base_url.', "Set base_url (it ends with /v1).")
         return openai.OpenAIProvider(
-            model, dimensions, api_key=provider.api_key, base_url=url, limits=limits_of(openai.LIMITS, provider.limits)
+            model,
+            dimensions,
+            api_key=provider.api_key,
+            base_url=url,
+            limits=limits_of(openai.LIMITS, provider.limits),
+            transport=guarded.transport() if provider.base_url else None,
         )
 
     return make

@@ -29,7 +29,7 @@ from sink.stores.pgvector_session import Session, Sessions
 from walvec.contracts.errors import StoreRejected
 from walvec.contracts.keys import key_hex
 from walvec.contracts.position import Position, parse_lsn
-from walvec.contracts.stores import Applied, Differences, Filter, Hit, StoredVersion
+from walvec.contracts.stores import Applied, Differences, Filter, Hit, Place, StoredVersion
 from walvec.contracts.vectors import VectorRecord
 from walvec.definitions.model import Generation, VectorTable
 from walvec.definitions.views import STATE_TABLE, check_view
@@ -47,8 +47,8 @@ class PgvectorStore:
     """`own_database`: it is the source database itself (platform mode), so user-defined types are there."""
 
     def __init__(self, dsn: str, schema: str, *, own_database: bool = False) -> None:
-        self._sessions = Sessions(dsn)
-        self._slow = Sessions(dsn, limit=2)  # index builds and comparisons must not keep writers waiting
+        self._sessions = Sessions(dsn, guarded=own_database)
+        self._slow = Sessions(dsn, limit=2, guarded=own_database)  # index builds and comparisons must not keep writers waiting
         self._schema = schema
         self._own_database = own_database
         self._layouts: dict[tuple[str, int], tuple[Generation, Layout]] = {}
@@ -381,10 +381,18 @@ class PgvectorStore:
         limit: int,
         where: Filter | None = None,
         min_score: float | None = None,
+        after: Place | None = None,
+        vectors: bool = False,
     ) -> list[Hit]:
         async with self._sessions.session() as session:
             layout = await self._layout(session, table, generation)
-            return await search(session, layout, vector, limit=limit, where=where, min_score=min_score)
+            try:
+                return await search(
+                    session, layout, vector, limit=limit, where=where, min_score=min_score, after=after, vectors=vectors
+                )
+            except psycopg.Error:
+                self._layouts.pop((table.id, generation.number), None)  # it may have been dropped or changed
+                raise
 
     async def count(self, table: VectorTable, generation: Generation) -> int:
         async with self._sessions.session() as session:

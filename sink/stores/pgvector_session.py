@@ -13,14 +13,18 @@ from dataclasses import dataclass, field
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.abc import Buffer
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
 from psycopg.rows import TupleRow
 
 from walvec.contracts.errors import StoreRejected, StoreUnavailable, WalvecError
+from walvec.runtime import addresses
 
 _SETUP = b"""
 SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 1;
 SET bytea_output = 'hex'; SET client_min_messages = 'warning'; SET lock_timeout = 0; SET statement_timeout = 0;
-SET idle_in_transaction_session_timeout = 0; SET default_transaction_isolation = 'read committed';
+SET idle_in_transaction_session_timeout = 0; SET jit = off; SET default_transaction_isolation = 'read committed';
 SELECT set_config('synchronous_commit', 'local', false) WHERE current_setting('synchronous_commit') = 'off';
 """
 # the extension may live in a schema of its own: its types and operators must be found without a prefix
@@ -31,6 +35,20 @@ WHERE e.extname = 'vector' AND n.nspname <> ALL (current_schemas(true))
 """
 DATA_ERRORS = ("22", "23", "54", "42804", "42846")
 _TRY_AGAIN = ("08", "40", "53", "55", "57", "58", "25", "XX")
+
+
+class QueryVector(bytes):
+    """A vector as `vector_recv` or `halfvec_recv` reads it."""
+
+
+class QueryVectorDumper(Dumper):
+    """Without a type of its own: the cast in the statement says which it is."""
+
+    format = Format.BINARY
+    oid = 0
+
+    def dump(self, obj: QueryVector) -> Buffer:
+        return obj
 
 
 def is_data_error(error: psycopg.Error) -> bool:
@@ -85,16 +103,32 @@ class Session:
 
     conn: AsyncConnection[TupleRow]
     staging: set[str] = field(default_factory=set)
+    _search: tuple[int, int, bool] | None = None
 
     async def find_extension(self) -> None:
         await self.conn.execute(_PATH)
 
+    async def search_settings(self, beam: int, scan_tuples: int, iterative: bool) -> None:
+        """For the session, and asked for only when they change: searches take one trip to the server."""
+        wanted = (beam, scan_tuples, iterative)
+        if wanted == self._search:
+            return
+        values = {"hnsw.ef_search": beam}
+        if iterative:  # an older server refuses names that it does not know
+            values |= {"hnsw.max_scan_tuples": scan_tuples, "hnsw.scan_mem_multiplier": 4}
+        parts = [f"set_config('{name}', '{value}', false)" for name, value in values.items()]
+        if iterative:
+            parts.append("set_config('hnsw.iterative_scan', 'strict_order', false)")
+        await self.conn.execute(f"SELECT {', '.join(parts)}".encode())
+        self._search = wanted
+
 
 class Sessions:
-    """At most `limit` connections to one database, reused last in, first out."""
+    """At most `limit` connections to one database, reused last in, first out. `guarded`: a user named the address."""
 
-    def __init__(self, dsn: str, limit: int = 8) -> None:
+    def __init__(self, dsn: str, limit: int = 8, *, guarded: bool = False) -> None:
         self._dsn = dsn
+        self._guarded = guarded
         self._free: list[Session] = []
         self._slots = asyncio.Semaphore(limit)
         self._closed = False
@@ -121,11 +155,16 @@ class Sessions:
                 await session.conn.close()
             if not session.conn.closed:
                 return session
+        try:
+            dsn = await addresses.pinned(self._dsn) if self._guarded else self._dsn
+        except addresses.AddressRefused as e:
+            raise StoreRejected(e.message, e.cure) from e
         conn = await AsyncConnection.connect(
-            self._dsn, autocommit=True, application_name="walvec sink", client_encoding="utf8", connect_timeout=10,
+            dsn, autocommit=True, application_name="walvec sink", client_encoding="utf8", connect_timeout=10,
             keepalives=1, keepalives_idle=10, keepalives_interval=5, keepalives_count=3, tcp_user_timeout=30_000,
         )  # fmt: skip
         try:
+            conn.adapters.register_dumper(QueryVector, QueryVectorDumper)
             await conn.execute(_SETUP)
             session = Session(conn)
             await session.find_extension()

@@ -24,7 +24,7 @@ from walvec.contracts.errors import (
     WalvecError,
 )
 from walvec.definitions.ports import Control
-from walvec.runtime import retry
+from walvec.runtime import addresses, retry
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
 from walvec.runtime.endpoint import Endpoint
 from walvec.runtime.lifecycle import pause, settle_memory
@@ -75,6 +75,7 @@ async def _run_once(
     role: str, settings: Settings, stop: asyncio.Event, stack: AsyncExitStack, endpoint: Endpoint
 ) -> None:
     service = importlib.import_module(ROLES[role])
+    addresses.configure(settings.api.allowed_hosts)
     control = await open_control(settings)
     stack.push_async_callback(control.close)
     from walvec.transport.open import open_log

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from walvec.runtime.addresses import policy_of
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -103,8 +105,30 @@ class ApiSettings(Section):
     keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Bearer tokens that may ask; without any, the API answers on loopback only. One text holds them as a JSON list,
     or with commas between them."""
+    rate_limit: str = "100000/minute"
+    """Requests of one organization, over all API processes: `<number>/<second|minute|hour|day>`, or none."""
+    max_body_bytes: int = Field(1024**2, ge=1024)
+    max_apply_bytes: int = Field(8 * 1024**2, ge=1024)
+    """Of POST /v1/apply alone, where it is above `max_body_bytes`."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Where sources and providers may be: names, *.suffix, addresses, CIDRs, `unix`. None = everywhere but link-local
+    and metadata addresses."""
 
-    @field_validator("keys", mode="before")
+    @field_validator("rate_limit")
+    @classmethod
+    def _rate(cls, value: str) -> str:
+        text = value.strip().lower()
+        if text != "none" and not re.fullmatch(r"[1-9]\d{0,11}/(second|minute|hour|day)", text):
+            raise ValueError("must be like 6000/minute (second, minute, hour, day), or none")
+        return text
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        policy_of(value)
+        return value
+
+    @field_validator("keys", "allowed_hosts", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -114,7 +138,7 @@ class ApiSettings(Section):
         try:
             return json.loads(value)
         except ValueError:
-            raise ValueError("neither a JSON list of keys nor keys with commas between them") from None
+            raise ValueError("neither a JSON list nor values with commas between them") from None
 
 
 class MetricsSettings(Section):

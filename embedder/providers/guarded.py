@@ -1,0 +1,54 @@
+"""Requests to addresses that a user named: each goes to an address that was resolved and looked at just before.
+
+Behind a proxy that the environment names (HTTPS_PROXY, …) the proxy resolves, and restricts.
+"""
+
+from __future__ import annotations
+
+from urllib.request import getproxies
+
+import httpx
+
+from walvec.runtime import addresses
+
+_PORTS = {"http": 80, "https": 443}
+
+
+class Guarded(httpx.AsyncBaseTransport):
+    """Raises AddressRefused, and ConnectError for a name that nobody resolves."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        host = request.url.host
+        try:
+            found = await addresses.resolve(host, request.url.port or _PORTS.get(request.url.scheme, 0))
+        except OSError as e:
+            raise httpx.ConnectError(f"{host} cannot be resolved", request=request) from e
+        for number, address in enumerate(found, 1):
+            # the certificate and the Host header stay those of the name
+            there = httpx.Request(
+                request.method,
+                request.url.copy_with(host=address),
+                headers=request.headers,
+                stream=request.stream,
+                extensions={**request.extensions, "sni_hostname": host},
+            )
+            try:
+                return await self._inner.handle_async_request(there)
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                if number == len(found):
+                    raise
+        raise AssertionError("a host that was resolved has an address")
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def transport() -> httpx.AsyncBaseTransport | None:
+    """For a client of a user's address; None: httpx's own, which asks the environment's proxy."""
+    if {"http", "https", "all"} & getproxies().keys():
+        return None
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+    return Guarded(httpx.AsyncHTTPTransport(limits=limits))
