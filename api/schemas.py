@@ -1,107 +1,262 @@
-"""Bodies of requests. Unknown fields are refused with their name, so that a misspelt one is never just ignored."""
+"""Bodies of requests. What their schema admits is accepted, and nothing else: unknown fields are refused with their
+name, and no value is bent into another type ("5" is no number, 1 is no true).
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StrictBool,
+    model_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import TypedDict
 
-from walvec.definitions.document import VectorTableSpec
+from walvec.definitions.document import ColumnSpec, IndexSpec, SourceSpec, VectorTableSpec
 
 
-def _text(value: str) -> str:
+def _text(value: Any) -> Any:
+    plain = value.get_secret_value() if isinstance(value, SecretStr) else value
     try:
-        value.encode()
+        plain.encode()
     except UnicodeEncodeError as e:
         raise ValueError("is not whole Unicode text") from e
-    if "\x00" in value:
+    if "\x00" in plain:
         raise ValueError("must not contain the character NUL")
     return value
 
 
-Text = Annotated[str, AfterValidator(_text)]
+def _number(value: Any) -> Any:
+    """JSON's numbers alone; 10.0 is an integer there."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("must be a number")
+    return value
+
+
+_NO_NUL = Field(json_schema_extra={"pattern": "^[^\\u0000]*$"})
+Text = Annotated[str, AfterValidator(_text), _NO_NUL]
+Secret = Annotated[SecretStr, AfterValidator(_text), _NO_NUL]
+Word = Annotated[Text, Field(min_length=1, max_length=1000)]
 Name = Annotated[Text, Field(min_length=1, max_length=100)]
+Int = Annotated[int, BeforeValidator(_number, json_schema_input_type=int)]
+Float = Annotated[float, BeforeValidator(_number, json_schema_input_type=float), Field(allow_inf_nan=False)]
+Bool = StrictBool
+Seconds = Annotated[Float, Field(ge=0, le=86_400)]
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
 
 class Credentials(Body):
     """`url` alone, or its parts."""
 
-    url: SecretStr | None = None
+    model_config = Body.model_config | ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {
+                    "required": ["url"],
+                    "properties": {
+                        "url": {"type": "string"},
+                        **{n: {"type": "null"} for n in ("host", "port", "database", "user", "password", "ssl_mode")},
+                    },
+                },
+                {
+                    "required": ["host", "database"],
+                    "properties": {"url": {"type": "null"}, "host": {"type": "string"}, "database": {"type": "string"}},
+                },
+            ]
+        }
+    )
+
+    url: Secret | None = Field(None, examples=["postgresql://embedd_reader:your_password@your-db-host.com/myapp"])
+    """A connection string."""
     host: Text | None = None
-    port: int | None = Field(None, ge=1, le=65535)
+    """Name or address of the server."""
+    port: Annotated[Int, Field(ge=1, le=65535)] | None = None
+    """Default: 5432."""
     database: Text | None = None
+    """Name of the database."""
     user: Text | None = None
-    password: SecretStr | None = None
+    """Who connects."""
+    password: Secret | None = None
+    """Stored encrypted, and never shown again."""
     ssl_mode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] | None = None
+    """libpq's sslmode. Default: prefer."""
 
 
 class NewConnection(Body):
     name: Name
+    """Unique in its environment."""
     mode: Literal["managed", "platform"]
+    """managed: vectors live in the server's store. platform: in this database."""
     credentials: Credentials
     on_slot_loss: Literal["rebackfill", "halt"] = "rebackfill"
+    """When the server lost walvec's place in its write-ahead log: read the tables again, or wait for a person."""
+
+
+class Limits(TypedDict, total=False):
+    """Of one request to the provider; what is left out is the kind's own."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    max_items: Annotated[Int, Field(ge=1, le=1_000_000, description="Texts.")]
+    max_tokens: Annotated[Int, Field(ge=0, le=1_000_000_000, description="Tokens; 0: no limit.")]
+    max_bytes: Annotated[Int, Field(ge=0, le=1_000_000_000, description="Bytes of text; 0: no limit.")]
+    max_in_flight: Annotated[Int, Field(ge=1, le=1000, description="Requests at the same time.")]
+    max_text_tokens: Annotated[Int, Field(ge=0, le=1_000_000_000, description="A longer text is cut; 0: no limit.")]
 
 
 class NewProvider(Body):
     name: Name
-    provider: Text
-    api_key: SecretStr | None = None
-    base_url: Text | None = None
-    default_model: Text | None = None
-    limits: dict[str, Any] = Field(default_factory=dict)
+    """Unique in its environment."""
+    provider: Word = Field(examples=["openai"])
+    """Its kind; GET /v1/embedding-providers/models lists them."""
+    api_key: Secret | None = None
+    """Stored encrypted, and never shown again."""
+    base_url: Annotated[Text, Field(max_length=2000, pattern=r"^https?://[^/]")] | None = None
+    """Another address than the vendor's own."""
+    default_model: Word | None = None
+    """Model of vector tables that name none."""
+    limits: Limits = Field(default_factory=lambda: Limits())
+    """Of one request to the provider."""
+
+
+class NewColumn(ColumnSpec):
+    model_config = ConfigDict(coerce_numbers_to_str=False, use_attribute_docstrings=True)
+
+    name: Word
+    """Name in the source table, verbatim."""
+    ordinal: Annotated[Int, Field(ge=-(2**31), lt=2**31)] | None = None
+    """Place in the text; columns without one come last."""
+    name_prefix: Annotated[Text, Field(max_length=1000)] = Field("", examples=["title: "])
+    """Put before the value in the text."""
+    alias: Word | None = None
+    """Its name in the view, where its own collides with one of walvec's."""
+
+
+class NewIndex(IndexSpec):
+    model_config = ConfigDict(coerce_numbers_to_str=False, use_attribute_docstrings=True)
+
+    m: Annotated[Int, Field(ge=2, le=100)] | None = None
+    """pgvector's own."""
+    ef_construction: Annotated[Int, Field(ge=4, le=1000)] | None = None
+    """pgvector's own; at least twice `m`."""
+
+
+class NewSource(SourceSpec):
+    model_config = ConfigDict(coerce_numbers_to_str=False, use_attribute_docstrings=True)
+
+    unavailable_value: Annotated[Text, Field(min_length=1)] = "__debezium_unavailable_value"
+    """The connector's placeholder for values that it was not sent."""
+
+
+Columns = Annotated[
+    tuple[NewColumn, ...],
+    Field(min_length=1, max_length=1600, json_schema_extra={
+        "contains": {"type": "object", "properties": {"role": {"const": "embedding"}}, "required": ["role"]}
+    }),
+]  # fmt: skip
+KeyColumns = Word | Annotated[list[Word], Field(min_length=1, max_length=32, json_schema_extra={"uniqueItems": True})]
+Model = Annotated[Text, Field(min_length=1, max_length=200)]
+Dimensions = Annotated[Int, Field(ge=1, le=16_000)]
+Kept = Annotated[Int, Field(ge=0, le=2_592_000)]
 
 
 class NewVectorTable(VectorTableSpec):
     """A vector table of the definitions file, with ids for names, and with the documented defaults."""
 
-    connection: str = ""
-    embedding_provider: str = ""
-    connection_id: str = Field(min_length=1)
-    embedding_provider_id: str = Field(min_length=1)
+    model_config = ConfigDict(coerce_numbers_to_str=False, use_attribute_docstrings=True)
+
+    connection: SkipJsonSchema[str] = ""
+    embedding_provider: SkipJsonSchema[str] = ""
+    name: Name
+    """Unique in its environment; also names the view, where characters outside [A-Za-z0-9_] become `_`."""
+    connection_id: Word
+    """The source database; its last test went well."""
+    embedding_provider_id: Word
+    """Who makes the vectors."""
+    source_table: Annotated[Text, Field(min_length=1, max_length=200)] = Field(examples=["public.products"])
+    """A quoted name is exact; an unquoted one is looked for as it stands, then in lower case."""
+    primary_key_column: KeyColumns | None = None
+    """Column or columns of a unique key. Default: the table's primary key."""
+    columns: Columns
+    embedding_model: Model | None = None
+    """Default: the provider's."""
+    embedding_dimensions: Dimensions | None = None
+    """Default: the model's."""
     sync_mode: Literal["batch", "cdc"] = "batch"
+    """Accepted as documented; both follow the write-ahead log."""
     backfill: Literal["auto", "manual"] = "manual"
+    """auto: the first backfill begins by itself."""
+    separator: Annotated[Text, Field(max_length=100)] = "\n"
+    """Stands between the embedding columns in the text."""
+    index: NewIndex = Field(default_factory=lambda: NewIndex.model_validate({}))
+    source: NewSource | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ids(cls, value: Any) -> Any:
+        for name in ("connection", "embedding_provider"):
+            if isinstance(value, dict) and name in value:
+                raise ValueError(f"give `{name}_id` instead of `{name}`")
+        return value
 
 
 class Backfill(Body):
-    """`sweep`: delete what the source does not have; default: whenever the table was in the store before."""
-
-    sweep: bool | None = None
+    sweep: Bool | None = None
+    """Delete what the source does not have. Default: whenever the table was in the store before."""
 
 
 class Query(Body):
     query: Annotated[Text, Field(min_length=1)]
-    limit: int = Field(10, ge=1, le=100)
-    min_similarity_score: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    filters: dict[str, Any] | None = None
+    """What is looked for, in words."""
+    limit: Annotated[Int, Field(ge=1, le=100)] = 10
+    """Results at most."""
+    min_similarity_score: Annotated[Float, Field(ge=0, le=1)] | None = None
+    """Worse results are left out."""
+    filters: dict[str, Any] | None = Field(None, examples=[{"in_stock": {"eq": True}, "price": {"lte": 150}}])
+    """By metadata column: a value, or operators (eq ne gt gte lt lte in nin exists); `$or`: a list of such objects."""
 
 
 class Apply(Body):
     document: dict[str, Any]
-    dry_run: bool = False
-    prune: bool = False
+    """A definitions file as JSON."""
+    dry_run: Bool = False
+    """Only say what would change."""
+    prune: Bool = False
+    """Delete what the document does not name."""
 
 
 class DrainRequest(Body):
-    tables: list[str] | None = None
-    timeout: float = Field(300, ge=0, le=86_400, allow_inf_nan=False)
+    tables: Annotated[list[Word], Field(max_length=1000)] | None = None
+    """Ids or names. Default: all."""
+    timeout: Seconds = 300
+    """Seconds to wait at most."""
 
 
 class VerifyRequest(Body):
-    repair: bool = False
-    timeout: float = Field(300, ge=0, le=86_400, allow_inf_nan=False)
+    repair: Bool = False
+    """Mend what is found."""
+    timeout: Seconds = 300
+    """Seconds to take at most."""
 
 
 class ReplayFrom(Body):
-    """A place in `.changes`: earliest, an age (10m) or an offset."""
-
-    start: Annotated[Text, Field(alias="from", min_length=1)]
+    start: Annotated[
+        Text,
+        Field(alias="from", min_length=1, max_length=20, pattern=r"^(earliest|latest|\d{1,9}(ms|s|m|h|d)|\d{1,18})$"),
+    ]
+    """A place in the log's changes: earliest, latest, an age (10m) or an offset."""
 
 
 class Replay(Body):
-    """None = all open letters."""
-
-    ids: list[int] | None = None
+    ids: Annotated[list[Int], Field(max_length=100_000)] | None = None
+    """Dead letters to try again. Default: all open ones."""
