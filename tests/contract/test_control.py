@@ -86,9 +86,11 @@ async def test_definitions_come_back_as_they_were_put(defined: Control) -> None:
     found = await defined.definitions.snapshot()
     connection, provider = found.connections[SHOP.id], found.providers[LOCAL.id]
     stored = found.vector_tables[PRODUCTS.id]
-    assert connection == replace(SHOP, created_at=connection.created_at)
-    assert provider == replace(LOCAL, created_at=provider.created_at)
-    assert stored == replace(PRODUCTS, created_at=stored.created_at, updated_at=stored.updated_at)
+    (home,) = found.environments
+    assert connection == replace(SHOP, created_at=connection.created_at, environment_id=home)
+    assert provider == replace(LOCAL, created_at=provider.created_at, environment_id=home)
+    times = {"created_at": stored.created_at, "updated_at": stored.updated_at}
+    assert stored == replace(PRODUCTS, **times, environment_id=home)  # type: ignore[arg-type]
     assert all(x.created_at.endswith("Z") for x in (connection, provider, stored))
     assert found.tables_of(SHOP.id) == [stored]
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tests.contract.test_control import GENERATION, LOCAL, PRODUCTS, SHOP
-from walvec.contracts.errors import ConfigError, ControlUnavailable
+from walvec.contracts.errors import ConfigError, Conflict, ControlUnavailable, NotFound
 from walvec.definitions.postgres import ControlDatabase, open_control
 from walvec.definitions.schema import migrations
 
@@ -54,12 +54,40 @@ async def test_what_one_process_defines_another_feels_within_a_second(postgres: 
 async def test_environments_do_not_see_each_other(postgres: Any) -> None:
     prod, test = await opened(postgres), await opened(postgres, environment="test")
     await prod.definitions.put_connection(SHOP)
-    await test.definitions.put_connection(replace(SHOP, on_slot_loss="halt"))
-    assert (await prod.definitions.snapshot()).connections[SHOP.id].on_slot_loss == "rebackfill"
-    await test.definitions.delete_connection(SHOP.id)
-    assert SHOP.id in (await prod.definitions.snapshot()).connections
+    await test.definitions.put_connection(replace(SHOP, id="conn_test", on_slot_loss="halt"))  # the name is free there
+    everything = await prod.definitions.snapshot()
+    organization = everything.default_organization
+    held = {e.name: set(everything.within(e.id).connections) for e in everything.environments.values()}
+    assert held == {"prod": {SHOP.id}, "test": {"conn_test"}}
+    await test.definitions.put_provider(LOCAL)
+    with pytest.raises(NotFound):  # a vector table uses what its own environment holds
+        await test.definitions.put_vector_table(PRODUCTS)
+    found = everything.environment(organization.id, "test")
+    assert found is not None and everything.environment(organization.id, found.id) == found
+    with pytest.raises(Conflict):
+        await prod.accounts.delete_environment(found.id)
+    await test.definitions.delete_connection("conn_test")
+    await prod.accounts.delete_environment(found.id)
+    left = await prod.definitions.snapshot()
+    assert (set(left.connections), set(left.providers), len(left.environments)) == ({SHOP.id}, set(), 1)
     await prod.close()
     await test.close()
+
+
+async def test_a_snapshot_is_read_again_only_when_something_moved(postgres: Any) -> None:
+    one, other = await opened(postgres), await opened(postgres)
+    first = await one.definitions.snapshot()
+    assert await one.definitions.snapshot() is first
+    await other.definitions.put_connection(SHOP)
+    assert SHOP.id in (await one.definitions.snapshot()).connections  # at once, whatever the feed knows
+    with psycopg.connect(postgres.dsn, autocommit=True) as admin:
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    assert SHOP.id in (await one.definitions.snapshot()).connections
+    await one.close()
+    await other.close()
 
 
 async def test_sessions_that_are_ended_come_back(postgres: Any, eventually: Any) -> None:

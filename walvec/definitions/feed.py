@@ -16,7 +16,7 @@ from psycopg import sql
 
 from walvec.contracts.errors import ConfigError, ControlUnavailable
 from walvec.definitions.model import Snapshot
-from walvec.definitions.pool import Connection, channel, connect, translated
+from walvec.definitions.pool import CHANNEL, Connection, connect, translated
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 2.0
@@ -26,9 +26,8 @@ _MAX_DELAY = 5.0
 class ControlFeed:
     """Implements `ports.Feed` on a connection of its own. `load` reads the definitions."""
 
-    def __init__(self, dsn: str, environment: str, first: Snapshot, load: Callable[[], Awaitable[Snapshot]]) -> None:
+    def __init__(self, dsn: str, first: Snapshot, load: Callable[[], Awaitable[Snapshot]]) -> None:
         self._dsn = dsn
-        self._environment = environment
         self._load = load
         self._current = first
         self._moved = asyncio.Event()
@@ -58,7 +57,7 @@ class ControlFeed:
             try:
                 async with await connect(self._dsn) as conn:
                     with translated():
-                        await conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel(self._environment))))
+                        await conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
                     while True:  # what happened before LISTEN is found by the first look at the version
                         await self._look(conn)
                         delay = 0.1
@@ -80,9 +79,7 @@ class ControlFeed:
 
     async def _look(self, conn: Connection) -> None:
         with translated():
-            cursor = await conn.execute(
-                "SELECT version FROM walvec_control.environments WHERE environment = %s", [self._environment]
-            )
+            cursor = await conn.execute("SELECT version FROM walvec_control.installation")
             row = await cursor.fetchone()
         if row is None or row[0] == self._current.version:
             return

@@ -19,10 +19,10 @@ _COLUMNS = "vector_table_id, generation, key, kind, reason, epoch, lsn, ordinal,
 # transitions.letter, in SQL: the higher position tells what is wrong now, attempts add up
 _PUT = """
 INSERT INTO walvec_control.dead_letters AS d
-    (environment, vector_table_id, generation, key_id, key, kind, reason, epoch, lsn, ordinal, attempts, payload)
-SELECT %s, * FROM unnest(%s::text[], %s::int[], %s::uuid[], %s::bytea[], %s::text[], %s::text[], %s::int[],
+    (vector_table_id, generation, key_id, key, kind, reason, epoch, lsn, ordinal, attempts, payload)
+SELECT * FROM unnest(%s::text[], %s::int[], %s::uuid[], %s::bytea[], %s::text[], %s::text[], %s::int[],
                          %s::bigint[], %s::bigint[], %s::int[], %s::bytea[])
-ON CONFLICT (environment, vector_table_id, generation, key_id) DO UPDATE SET
+ON CONFLICT (vector_table_id, generation, key_id) DO UPDATE SET
     attempts = d.attempts + excluded.attempts,
     (kind, reason, epoch, lsn, ordinal, payload, created_at) = (
         SELECT n.* FROM (VALUES
@@ -81,13 +81,13 @@ class ControlLetters:
             strict=True,
         )
         async with self._pool.transaction() as conn:
-            await conn.execute(_PUT, [self._pool.environment, *(list(c) for c in columns)])
+            await conn.execute(_PUT, [list(c) for c in columns])
 
     async def _select(self, where: str, parameters: Sequence[Any]) -> list[DeadLetter]:
         async with self._pool.transaction() as conn:
             cursor = await conn.execute(
-                f"SELECT {_COLUMNS} FROM walvec_control.dead_letters WHERE environment = %s AND {where}",
-                [self._pool.environment, *parameters],
+                f"SELECT {_COLUMNS} FROM walvec_control.dead_letters WHERE {where}",
+                parameters,
             )
             return [_letter(row) for row in await cursor.fetchall()]
 
@@ -100,8 +100,8 @@ class ControlLetters:
     async def count(self, table_id: str) -> int:
         async with self._pool.transaction() as conn:
             cursor = await conn.execute(
-                "SELECT count(*) FROM walvec_control.dead_letters WHERE environment = %s AND vector_table_id = %s",
-                [self._pool.environment, table_id],
+                "SELECT count(*) FROM walvec_control.dead_letters WHERE vector_table_id = %s",
+                [table_id],
             )
             ((number,),) = await cursor.fetchall()
         return int(number)
@@ -109,9 +109,8 @@ class ControlLetters:
     async def keys(self, table_id: str, generation: int) -> set[bytes]:
         async with self._pool.transaction() as conn:
             cursor = await conn.execute(
-                "SELECT key FROM walvec_control.dead_letters"
-                " WHERE environment = %s AND vector_table_id = %s AND generation = %s",
-                [self._pool.environment, table_id, generation],
+                "SELECT key FROM walvec_control.dead_letters WHERE vector_table_id = %s AND generation = %s",
+                [table_id, generation],
             )
             return {key for (key,) in await cursor.fetchall()}
 
@@ -122,14 +121,13 @@ class ControlLetters:
             cursor = await conn.execute(
                 "DELETE FROM walvec_control.dead_letters AS d"
                 " USING unnest(%s::uuid[], %s::int[], %s::bigint[], %s::bigint[]) AS s (key_id, epoch, lsn, ordinal)"
-                " WHERE d.environment = %s AND d.vector_table_id = %s AND d.generation = %s AND d.key_id = s.key_id"
+                " WHERE d.vector_table_id = %s AND d.generation = %s AND d.key_id = s.key_id"
                 " AND (d.epoch, d.lsn, d.ordinal) < (s.epoch, s.lsn, s.ordinal)",
                 [
                     [key_id(k) for k in settled],
                     [p.epoch for p in settled.values()],
                     [p.lsn for p in settled.values()],
                     [p.ordinal for p in settled.values()],
-                    self._pool.environment,
                     table_id,
                     generation,
                 ],
@@ -139,8 +137,7 @@ class ControlLetters:
     async def remove(self, table_id: str, ids: Sequence[int]) -> int:
         async with self._pool.transaction() as conn:
             cursor = await conn.execute(
-                "DELETE FROM walvec_control.dead_letters"
-                " WHERE environment = %s AND vector_table_id = %s AND id = ANY(%s::bigint[])",
-                [self._pool.environment, table_id, list(ids)],
+                "DELETE FROM walvec_control.dead_letters WHERE vector_table_id = %s AND id = ANY(%s::bigint[])",
+                [table_id, list(ids)],
             )
             return cursor.rowcount

@@ -11,17 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from walvec.contracts.errors import Conflict, NotFound
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import Position
-from walvec.definitions import transitions
+from walvec.definitions import generations, revisions, transitions
 from walvec.definitions.model import (
+    DEFAULT_ORGANIZATION,
+    ApiKey,
     BridgeProgress,
     Connection,
     EmbeddingProvider,
+    Environment,
     Generation,
+    Organization,
     Snapshot,
     SourceProgress,
     Task,
@@ -29,7 +33,9 @@ from walvec.definitions.model import (
     TaskType,
     VectorTable,
 )
+from walvec.definitions.tenancy import FIRST_ENVIRONMENT, new_environment, new_organization
 
+Named = TypeVar("Named", Connection, EmbeddingProvider, VectorTable)
 OPEN: tuple[TaskStatus, ...] = ("pending", "running")
 BACKFILLS: tuple[TaskType, ...] = ("backfill", "rebackfill")
 
@@ -43,6 +49,7 @@ class MemoryControl:
 
     def __init__(self) -> None:
         self.feed = MemoryFeed()
+        self.accounts = MemoryAccounts(self)
         self.definitions = MemoryDefinitions(self)
         self.states = MemoryStates(self)
         self.tasks = MemoryTasks(self)
@@ -74,7 +81,10 @@ class MemoryControl:
 
 class MemoryFeed:
     def __init__(self) -> None:
-        self.current = Snapshot(1, {}, {}, {})
+        home = new_organization(DEFAULT_ORGANIZATION)
+        first = new_environment(home, FIRST_ENVIRONMENT)
+        self.current = Snapshot(1, {}, {}, {}, {first.id: first}, {home.id: home})
+        self.home = first.id  # where definitions belong that name no environment
         self._moved = asyncio.Event()
 
     def move(self, **parts: Any) -> None:
@@ -88,6 +98,82 @@ class MemoryFeed:
         return self.current
 
 
+class MemoryAccounts:
+    def __init__(self, control: MemoryControl) -> None:
+        self._feed = control.feed
+
+    @property
+    def _now(self) -> Snapshot:
+        return self._feed.current
+
+    async def create_organization(self, organization: Organization, environment: Environment, key: ApiKey) -> None:
+        if any(o.name == organization.name for o in self._now.organizations.values()):
+            raise Conflict("there is already an organization of that name.", "Choose another name.")
+        self._feed.move(
+            organizations={**self._now.organizations, organization.id: replace(organization, created_at=_now())},
+            environments={**self._now.environments, environment.id: replace(environment, created_at=_now())},
+            api_keys={**self._now.api_keys, key.id: replace(key, created_at=_now())},
+        )
+
+    def _deletable(self, org_id: str) -> Organization:
+        found = self._now.organizations.get(org_id)
+        if found is None:
+            raise NotFound(f"there is no organization {org_id!r}.")
+        if found.name == DEFAULT_ORGANIZATION:
+            raise Conflict("the default organization cannot be deleted.", "Delete what it holds instead.")
+        return found
+
+    async def mark_deleting(self, org_id: str) -> None:
+        found = replace(self._deletable(org_id), status="deleting")
+        self._feed.move(organizations={**self._now.organizations, org_id: found})
+
+    async def delete_organization(self, org_id: str) -> None:
+        self._deletable(org_id)
+        for environment in [e for e in self._now.environments.values() if e.org_id == org_id]:
+            self._empty(environment.id)
+        kept = {k: e for k, e in self._now.environments.items() if e.org_id != org_id}
+        self._feed.move(
+            organizations={k: o for k, o in self._now.organizations.items() if k != org_id},
+            environments=kept,
+            providers={k: p for k, p in self._now.providers.items() if p.environment_id in kept},
+            api_keys={k: a for k, a in self._now.api_keys.items() if a.org_id != org_id},
+        )
+
+    def _empty(self, environment_id: str) -> None:
+        held = self._now.within(environment_id)
+        if held.connections or held.vector_tables:
+            raise Conflict("it holds connections or vector tables.", "Delete them first.")
+
+    async def create_environment(self, environment: Environment) -> None:
+        if environment.org_id not in self._now.organizations:
+            raise NotFound("there is no such organization.")
+        if any((e.org_id, e.name) == (environment.org_id, environment.name) for e in self._now.environments.values()):
+            raise Conflict("there is already an environment of that name.", "Choose another name.")
+        made = replace(environment, created_at=_now())
+        self._feed.move(environments={**self._now.environments, made.id: made})
+
+    async def delete_environment(self, environment_id: str) -> None:
+        if environment_id not in self._now.environments:
+            raise NotFound(f"there is no environment {environment_id!r}.")
+        self._empty(environment_id)
+        self._feed.move(
+            environments={k: e for k, e in self._now.environments.items() if k != environment_id},
+            providers={k: p for k, p in self._now.providers.items() if p.environment_id != environment_id},
+        )
+
+    async def create_key(self, key: ApiKey) -> None:
+        if key.org_id not in self._now.organizations:
+            raise NotFound("there is no such organization.")
+        self._feed.move(api_keys={**self._now.api_keys, key.id: replace(key, created_at=_now())})
+
+    async def revoke_key(self, key_id: str) -> None:
+        found = self._now.api_keys.get(key_id)
+        if found is None:
+            raise NotFound(f"there is no API key {key_id!r}.")
+        revoked = replace(found, revoked_at=found.revoked_at or _now())
+        self._feed.move(api_keys={**self._now.api_keys, key_id: revoked})
+
+
 class MemoryDefinitions:
     def __init__(self, control: MemoryControl) -> None:
         self._control = control
@@ -99,9 +185,16 @@ class MemoryDefinitions:
     async def snapshot(self) -> Snapshot:
         return self._now
 
+    def _environment(self, old: Named | None, new: Named) -> Environment:
+        found = self._now.environments.get((old or new).environment_id or self._control.feed.home)
+        if found is None:
+            raise NotFound("there is no such environment.")
+        return found
+
     async def put_connection(self, connection: Connection) -> None:
         old = self._now.connections.get(connection.id)
-        _unique("connection", connection.id, connection.name, self._now.connections)
+        connection = replace(connection, environment_id=self._environment(old, connection).id)
+        _unique("connection", connection, self._now.connections)
         created = old.created_at if old else connection.created_at or _now()
         connection = replace(connection, created_at=created)
         if connection != old:
@@ -109,20 +202,87 @@ class MemoryDefinitions:
 
     async def put_provider(self, provider: EmbeddingProvider) -> None:
         old = self._now.providers.get(provider.id)
-        _unique("embedding provider", provider.id, provider.name, self._now.providers)
+        provider = replace(provider, environment_id=self._environment(old, provider).id)
+        _unique("embedding provider", provider, self._now.providers)
         provider = replace(provider, created_at=old.created_at if old else provider.created_at or _now())
         if provider != old:
             self._control.feed.move(providers={**self._now.providers, provider.id: provider})
 
-    async def put_vector_table(self, table: VectorTable) -> None:
-        _unique("vector table", table.id, table.name, self._now.vector_tables)
-        self._control.connection(table.connection_id)
-        if table.embedding_provider_id not in self._now.providers:
-            raise NotFound(f"there is no embedding provider {table.embedding_provider_id!r}.")
+    async def put_vector_table(self, table: VectorTable, *, etag: str | None = None) -> None:
         old = self._now.vector_tables.get(table.id)
+        environment = self._environment(old, table)
+        table = replace(table, environment_id=environment.id, view_schema=environment.view_schema)
+        _unique("vector table", table, self._now.vector_tables)
+        own = self._now.within(environment.id)
+        if table.connection_id not in own.connections:
+            raise NotFound(f"there is no connection {table.connection_id!r}.")
+        if table.embedding_provider_id not in own.providers:
+            raise NotFound(f"there is no embedding provider {table.embedding_provider_id!r}.")
+        if old is not None:
+            revisions.check(old, etag)
         new = transitions.put(old, table, _now())
         if new != old:
             self._control.feed.move(vector_tables={**self._now.vector_tables, table.id: new})
+
+    async def rebuild(
+        self,
+        table_id: str,
+        generation: Generation,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        etag: str | None = None,
+    ) -> tuple[VectorTable, Task]:
+        return self._enter(table_id, lambda t: generations.entered(t, generation, changes or {}), etag)
+
+    async def replace_active(
+        self,
+        table_id: str,
+        generation: Generation,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        etag: str | None = None,
+    ) -> VectorTable:
+        old = self._control.table(table_id)
+        revisions.check(old, etag)
+        read = self._control.tasks.ever_read(table_id)
+        return self._store(table_id, generations.replaced_active(old, generation, changes or {}, read=read))
+
+    async def abort(self, table_id: str) -> VectorTable:
+        old = self._control.table(table_id)
+        new = self._store(table_id, generations.aborted(old))
+        assert old.building is not None
+        self._control.tasks.cancel(table_id, old.building.number, generations.ABORTED)
+        return new
+
+    async def rollback(self, table_id: str) -> tuple[VectorTable, Task]:
+        return self._enter(table_id, generations.rolled_back, None)
+
+    async def retry(self, table_id: str) -> tuple[VectorTable, Task]:
+        return self._enter(table_id, generations.retried, None)
+
+    def _enter(
+        self, table_id: str, transition: Callable[[VectorTable], VectorTable], etag: str | None
+    ) -> tuple[VectorTable, Task]:
+        old = self._control.table(table_id)
+        revisions.check(old, etag)
+        new = transition(old)
+        building = new.building
+        assert building is not None
+        if new == old and self._control.tasks.open_backfill(table_id, building.number):
+            raise generations.in_progress(old)
+        new = self._store(table_id, generations.unfilled(new, building.number))
+        if old.building is not None and old.building.number != building.number:
+            self._control.tasks.cancel(table_id, old.building.number, generations.REPLACED)
+        return new, self._control.tasks.add("rebackfill", table_id, building.number, generations.REBUILD)
+
+    def _store(self, table_id: str, new: VectorTable) -> VectorTable:
+        _unique("vector table", new, self._now.vector_tables)
+        providers = self._now.within(new.environment_id).providers
+        if any(new.provider_of(g) not in providers for g in new.live_generations):
+            raise NotFound("there is no such embedding provider.")
+        new = replace(new, updated_at=_now())
+        self._control.feed.move(vector_tables={**self._now.vector_tables, table_id: new})
+        return new
 
     async def set_paused(self, table_id: str, paused: bool) -> None:
         self._control.change(table_id, lambda t: transitions.paused(t, paused))
@@ -145,7 +305,7 @@ class MemoryDefinitions:
         found = self._now.providers.get(provider_id)
         if found is None:
             raise NotFound(f"there is no embedding provider {provider_id!r}.")
-        if any(t.embedding_provider_id == provider_id for t in self._now.vector_tables.values()):
+        if any(t.uses_provider(provider_id) for t in self._now.vector_tables.values()):
             raise Conflict(f"embedding provider {found.name!r} is used by vector tables.", "Delete them first.")
         self._control.feed.move(providers={k: v for k, v in self._now.providers.items() if k != provider_id})
 
@@ -158,9 +318,10 @@ class MemoryDefinitions:
         self._control.feed.move(vector_tables={k: v for k, v in self._now.vector_tables.items() if k != table_id})
 
 
-def _unique(what: str, own_id: str, name: str, existing: Mapping[str, Any]) -> None:
-    if any(e.name == name and e.id != own_id for e in existing.values()):
-        raise Conflict(f"there is already a {what} named {name!r}.", "Choose another name.")
+def _unique(what: str, new: Named, existing: Mapping[str, Any]) -> None:
+    place = (new.environment_id, new.name)
+    if any((e.environment_id, e.name) == place and e.id != new.id for e in existing.values()):
+        raise Conflict(f"there is already a {what} named {new.name!r}.", "Choose another name.")
 
 
 class MemoryStates:
@@ -185,10 +346,37 @@ class MemoryStates:
         return number
 
     async def set_backfilled(self, table_id: str, generation: int) -> None:
-        self._control.change(table_id, lambda t: transitions.backfilled(t, generation))
+        self._control.change(table_id, lambda t: generations.filled(t, generation))
 
     async def set_ready(self, table_id: str, generation: int) -> None:
-        self._control.change(table_id, lambda t: transitions.ready(t, generation))
+        self._control.change(table_id, lambda t: generations.ready(t, generation))
+
+    async def set_stalled(self, table_id: str, generation: int, kind: str, reason: str) -> bool:
+        self._control.change(table_id, lambda t: generations.stalled(t, generation, reason))
+        stall = generations.stall_of(self._control.table(table_id), generation)
+        if stall == "stalled":
+            self._control.tasks.cancel(table_id, generation, f"{kind}: {reason}")
+        return stall != "serves"
+
+    async def begin_swap(self, table_id: str, generation: int) -> bool:
+        reading = self._control.tasks.open_backfill(table_id, generation)
+        self._control.change(table_id, lambda t: generations.swap_begun(t, generation, reading=reading))
+        found = self._control.table(table_id).generation(generation)
+        return found is not None and found.swapping
+
+    async def undo_swap(self, table_id: str, generation: int, reason: str) -> None:
+        self._control.change(table_id, lambda t: generations.swap_undone(t, generation, reason))
+
+    async def finish_swap(self, table_id: str, generation: int, kept_until: str) -> bool:
+        before = self._control.table(table_id).active.number
+        self._control.change(table_id, lambda t: generations.swapped(t, generation, kept_until))
+        now = self._control.table(table_id).active.number
+        if now != before:
+            self._control.tasks.cancel(table_id, before, generations.RETIRED)
+        return now == generation
+
+    async def expire(self, table_id: str, generation: int) -> None:
+        self._control.change(table_id, lambda t: generations.expired(t, generation))
 
     async def update_source_columns(self, table_id: str, generation: Generation) -> None:
         self._control.change(table_id, lambda t: transitions.source_columns(t, generation))
@@ -209,15 +397,25 @@ class MemoryTasks:
         *,
         instead_of: Sequence[str] = (),
         reason: str = "",
+        alone: bool = False,
     ) -> Task:
         table = self._control.table(target_id)
-        if task_type in BACKFILLS and any(
-            t.target_id == target_id and t.task_type in BACKFILLS and t.status in OPEN and t.id not in instead_of
-            for t in self._tasks.values()
-        ):
-            raise Conflict(f"a backfill of {table.name!r} is already open.", "Wait for it, or cancel its task.")
+        if task_type in BACKFILLS:
+            generations.check_fed(table, generation)
+            if any(t.generation == generation or alone for t in self._backfills(target_id) if t.id not in instead_of):
+                raise generations.in_progress(table)
+            self._control.change(target_id, lambda t: generations.unfilled(t, generation))
         for task_id in instead_of:
             await self.update(task_id, status="cancelled", last_error=reason)
+        return self.add(task_type, target_id, generation, params)
+
+    async def adopt(self, task_id: str) -> Task:
+        task = await self.get(task_id)
+        if task.status in OPEN:
+            task = self._tasks[task_id] = replace(task, params={**task.params, "asked": True})
+        return task
+
+    def add(self, task_type: TaskType, target_id: str, generation: int, params: Mapping[str, Any]) -> Task:
         now = _now()
         task = Task(
             f"task_{next(self._ids):08x}",
@@ -233,6 +431,22 @@ class MemoryTasks:
         self._control.feed.move()
         return task
 
+    def _backfills(self, table_id: str) -> list[Task]:
+        return [
+            t for t in self._tasks.values() if t.target_id == table_id and t.task_type in BACKFILLS and t.status in OPEN
+        ]
+
+    def open_backfill(self, table_id: str, generation: int) -> bool:
+        return any(t.generation == generation for t in self._backfills(table_id))
+
+    def ever_read(self, table_id: str) -> bool:
+        return any(t.target_id == table_id and t.task_type in BACKFILLS for t in self._tasks.values())
+
+    def cancel(self, table_id: str, generation: int, reason: str) -> None:
+        for task in [t for t in self._tasks.values() if t.target_id == table_id and t.status in OPEN]:
+            if task.generation == generation:
+                self._tasks[task.id] = replace(task, status="cancelled", last_error=reason, updated_at=_now())
+
     async def open_tasks(self, target_ids: Sequence[str]) -> list[Task]:
         return [t for t in self._tasks.values() if t.target_id in target_ids and t.status in OPEN]
 
@@ -242,8 +456,12 @@ class MemoryTasks:
             raise NotFound(f"there is no task {task_id!r}.")
         return found
 
-    async def recent(self, target_id: str | None = None, limit: int = 100) -> list[Task]:
-        return [t for t in reversed(self._tasks.values()) if target_id in (None, t.target_id)][:limit]
+    async def recent(
+        self, target_id: str | None = None, limit: int = 100, *, environment_id: str | None = None
+    ) -> list[Task]:
+        tables = self._control.feed.current.vector_tables
+        found = [t for t in reversed(self._tasks.values()) if target_id in (None, t.target_id)]
+        return [t for t in found if environment_id in (None, tables[t.target_id].environment_id)][:limit]
 
     async def update(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from walvec.contracts.text import ContentHash, TextSpec, hasher
@@ -16,7 +16,9 @@ Mode = Literal["managed", "platform"]
 StoreKind = Literal["pgvector", "qdrant"]
 TaskType = Literal["backfill", "rebackfill", "replay", "repair"]
 GenerationState = Literal["building", "stalled", "active", "retired"]
+Permission = Literal["full", "read_only"]
 TaskStatus = Literal["pending", "running", "completed", "failed", "cancelled"]
+DEFAULT_ORGANIZATION = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,31 @@ class Environment:
     name: str
     view_schema: str
     created_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Organization:
+    """Who owns environments and API keys. `deleting`: nobody may ask in its name any more, what it has is removed."""
+
+    id: str
+    name: str
+    status: Literal["active", "deleting"] = "active"
+    created_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A bearer token of an organization. `digest`: its SHA-256; the token itself is kept nowhere."""
+
+    id: str
+    org_id: str
+    name: str
+    digest: bytes = field(repr=False)
+    prefix: str
+    permission: Permission = "full"
+    created_by: str | None = None
+    created_at: str = ""
+    revoked_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +128,10 @@ class SourceColumn:
 class Generation:
     """One materialisation of a vector table: its own storage, model and columns.
 
-    building: fed beside the active one, to take its place. stalled: was building, is not fed any more (`stalled`: why)
-    and is read again before it goes on. retired: was active, is not fed, kept until `kept_until` for a rollback.
+    building: fed beside the active one, to take its place. stalled: was building, is not fed any more (`stalled`: why).
+    retired: not fed any more, and kept: what was active until `kept_until`, for a rollback; what another one replaced
+    while it was built (`stalled`: why) until that one is active, for its vectors. Nothing comes back from stalled or
+    retired: a new generation of the same definition is built instead (rule never-back).
     `filled`: all rows are in the store and it was fed since. `ready`: indexes are built. `swapping`: the view is being
     pointed at it; nothing else may become of it. `embedding_provider_id`, `provider_kind`: None = the table's.
     """
@@ -220,6 +249,8 @@ class VectorTable:
     """Its storage name, fixed when it is created: topics and storage keep it when the table gets another name."""
     keep_previous: int = 3600
     """Seconds that a generation is kept after a swap, for a rollback."""
+    last_generation: int = 0
+    """The highest number that a generation ever had: none comes back (rule never-back)."""
 
     @property
     def storage_name(self) -> str:
@@ -250,8 +281,14 @@ class VectorTable:
 
     @property
     def previous(self) -> Generation | None:
-        """The newest one that is kept for a rollback."""
-        return max((g for g in self.generations if g.state == "retired"), key=lambda g: g.number, default=None)
+        """The newest one that was active and is kept for a rollback."""
+        kept = (g for g in self.generations if g.state == "retired" and g.stalled is None)
+        return max(kept, key=lambda g: g.number, default=None)
+
+    @property
+    def next_generation(self) -> int:
+        """The number of the next one."""
+        return max(self.last_generation, *(g.number for g in self.generations)) + 1
 
     def provider_of(self, generation: Generation) -> str:
         """Id of the embedding provider of that generation's vectors."""
@@ -261,18 +298,45 @@ class VectorTable:
         """Kind of that provider."""
         return generation.provider_kind or self.provider_kind
 
+    def uses_provider(self, provider_id: str) -> bool:
+        """Also by a generation that is kept."""
+        return provider_id == self.embedding_provider_id or any(
+            g.embedding_provider_id == provider_id for g in self.generations
+        )
+
     def generation(self, number: int) -> Generation | None:
         return next((g for g in self.generations if g.number == number), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All definitions of one environment at one version, consistent among themselves."""
+    """All definitions at one version, consistent among themselves; by id."""
 
     version: int
     connections: Mapping[str, Connection]
     providers: Mapping[str, EmbeddingProvider]
     vector_tables: Mapping[str, VectorTable]
+    environments: Mapping[str, Environment] = field(default_factory=dict)
+    organizations: Mapping[str, Organization] = field(default_factory=dict)
+    api_keys: Mapping[str, ApiKey] = field(default_factory=dict)
+
+    def within(self, environment_id: str) -> Snapshot:
+        """What one environment holds, as if there were no other."""
+        return replace(
+            self,
+            connections={k: c for k, c in self.connections.items() if c.environment_id == environment_id},
+            providers={k: p for k, p in self.providers.items() if p.environment_id == environment_id},
+            vector_tables={k: t for k, t in self.vector_tables.items() if t.environment_id == environment_id},
+        )
+
+    @property
+    def default_organization(self) -> Organization:
+        return next(o for o in self.organizations.values() if o.name == DEFAULT_ORGANIZATION)
+
+    def environment(self, org_id: str, ref: str) -> Environment | None:
+        """An organization's environment, by id or by name."""
+        own = [e for e in self.environments.values() if e.org_id == org_id]
+        return next((e for e in own if e.id == ref), None) or next((e for e in own if e.name == ref), None)
 
     def tables_of(self, connection_id: str) -> list[VectorTable]:
         return [t for t in self.vector_tables.values() if t.connection_id == connection_id]

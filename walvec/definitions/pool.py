@@ -1,12 +1,12 @@
 """The control database's connections; psycopg's exceptions stop here.
 
-`Pool.transaction()` gives a connection in a transaction; `Pool.change()` one that also moves the environment's version
-and tells the feeds of all processes, in the same transaction.
+`Pool.transaction()` gives a connection in a transaction; `Pool.change()` one that also moves the version and tells the
+feeds of all processes, in the same transaction; `Pool.version()` asks for it, in one round trip.
 """
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -33,12 +33,20 @@ _TAKEN = {
     "connections_name": ("there is already a connection of that name.", "Choose another name."),
     "providers_name": ("there is already an embedding provider of that name.", "Choose another name."),
     "vector_tables_name": ("there is already a vector table of that name.", "Choose another name."),
+    "organizations_name": ("there is already an organization of that name.", "Choose another name."),
+    "environments_name": ("there is already an environment of that name.", "Choose another name."),
+    "environments_view_schema": ("there is already an environment of that view schema.", "Choose another name."),
     "tasks_one_open_backfill": (
         "a backfill of that vector table is already open.",
         "Wait for it, or cancel its task.",
     ),
 }
 _MISSING = {
+    "connections_environment": "there is no such environment.",
+    "providers_environment": "there is no such environment.",
+    "vector_tables_environment": "there is no such environment.",
+    "environments_org_id_fkey": "there is no such organization.",
+    "api_keys_org_id_fkey": "there is no such organization.",
     "vector_tables_connection": "there is no such connection.",
     "vector_tables_provider": "there is no such embedding provider.",
     "tasks_target": "there is no such vector table.",
@@ -46,6 +54,8 @@ _MISSING = {
     "progress_connection": "there is no such connection.",
     "published_connection": "there is no such connection.",
 }
+
+_HELD = "it holds connections or vector tables."
 
 
 @contextmanager
@@ -59,7 +69,8 @@ def translated() -> Iterator[None]:
     except errors.ForeignKeyViolation as e:
         message = _MISSING.get(e.diag.constraint_name or "", "what it refers to does not exist.")
         if e.diag.message_primary and e.diag.message_primary.startswith("update or delete"):
-            raise Conflict("it is used by vector tables.", "Delete them first.") from e
+            held = _HELD if (e.diag.constraint_name or "").endswith("_environment") else "it is used by vector tables."
+            raise Conflict(held, "Delete them first.") from e
         raise NotFound(message) from e
     except (errors.InvalidPassword, errors.InvalidAuthorizationSpecification, errors.InvalidCatalogName) as e:
         raise _refused(e) from e
@@ -97,9 +108,7 @@ def unavailable(e: Exception) -> ControlUnavailable:
     )
 
 
-def channel(environment: str) -> str:
-    """Name of the notification channel. Hashed: an identifier ends after 63 bytes."""
-    return "walvec_" + hashlib.blake2b(environment.encode(), digest_size=8).hexdigest()
+CHANNEL = "walvec_definitions"
 
 
 async def connect(dsn: str) -> Connection:
@@ -119,11 +128,14 @@ async def connect(dsn: str) -> Connection:
 
 
 class Pool:
-    """The process's connections to the control database, in one environment."""
+    """The process's connections to the control database. `environment_id`: where definitions belong that name none."""
 
-    def __init__(self, dsn: str, environment: str, *, size: int = 6) -> None:
+    def __init__(self, dsn: str, environment_id: str, *, size: int = 6) -> None:
         self.dsn = dsn
-        self.environment = environment
+        self.environment_id = environment_id
+        self._asking = asyncio.Lock()
+        self._asked: Connection | None = None
+        self._closed = False
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             dsn,
             min_size=1,
@@ -141,7 +153,39 @@ class Pool:
             await self._pool.open(wait=False)
 
     async def close(self) -> None:
+        async with self._asking:
+            self._closed = True
+            if self._asked is not None:
+                await self._asked.close()
         await self._pool.close()
+
+    async def version(self) -> int:
+        """The version now, on a session kept for it: a query must not pay for a transaction. Exact: whatever was
+        committed before the call is in it."""
+        async with self._asking:
+            if self._closed:
+                raise ControlUnavailable("the control database's connections were closed.")
+            session, self._asked = self._asked, None  # given back only when it answered: never one in mid-answer
+            if session is not None and not session.closed:
+                try:
+                    found = await _version(session)
+                except psycopg.OperationalError:
+                    await session.close()  # it went with the server's last restart: a new one tells
+                except BaseException:
+                    await session.close()
+                    raise
+                else:
+                    self._asked = session
+                    return found
+            session = await connect(self.dsn)
+            try:
+                with translated():
+                    found = await _version(session)
+            except BaseException:
+                await session.close()
+                raise
+            self._asked = session
+            return found
 
     @asynccontextmanager
     async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Connection]:
@@ -153,20 +197,14 @@ class Pool:
                 yield conn
 
     async def move(self, conn: Connection) -> None:
-        """Moves the version and tells every feed on commit. The row lock puts writers in order, so a version that is
-        seen is never followed by a smaller one."""
-        await conn.execute(
-            "UPDATE walvec_control.environments SET version = version + 1 WHERE environment = %s", [self.environment]
-        )
-        await conn.execute("SELECT pg_notify(%s, '')", [channel(self.environment)])
+        """As `move` below."""
+        await move(conn)
 
     @asynccontextmanager
     async def ordered(self) -> AsyncIterator[Connection]:
-        """A transaction that may move the feed. All of them lock the environment first: no deadlock among them."""
+        """A transaction that may move the feed. All of them lock the installation first: no deadlock among them."""
         async with self.transaction() as conn:
-            await conn.execute(
-                "SELECT 1 FROM walvec_control.environments WHERE environment = %s FOR NO KEY UPDATE", [self.environment]
-            )
+            await conn.execute("SELECT 1 FROM walvec_control.installation FOR NO KEY UPDATE")
             yield conn
 
     @asynccontextmanager
@@ -175,3 +213,16 @@ class Pool:
         async with self.transaction() as conn:
             await self.move(conn)
             yield conn
+
+
+async def move(conn: Connection) -> None:
+    """Moves the version and tells every feed on commit. The row lock puts writers in order, so a version that is seen
+    is never followed by a smaller one."""
+    await conn.execute("UPDATE walvec_control.installation SET version = version + 1")
+    await conn.execute("SELECT pg_notify(%s, '')", [CHANNEL])
+
+
+async def _version(conn: Connection) -> int:
+    cursor = await conn.execute("SELECT version FROM walvec_control.installation")
+    (row,) = await cursor.fetchall()
+    return int(row[0])

@@ -11,10 +11,13 @@ from typing import Any, Protocol
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import Position
 from walvec.definitions.model import (
+    ApiKey,
     BridgeProgress,
     Connection,
     EmbeddingProvider,
+    Environment,
     Generation,
+    Organization,
     Snapshot,
     SourceProgress,
     Task,
@@ -50,10 +53,30 @@ class TableStates(Protocol):
         """Adds to the letters in a row and returns the new number; 0 resets it."""
 
     async def set_backfilled(self, table_id: str, generation: int) -> None:
-        """The first backfill is in the store."""
+        """All its rows are in the store. The active one serves from then on, a building one may be swapped in."""
 
     async def set_ready(self, table_id: str, generation: int) -> None:
         """Indexes are built."""
+
+    async def set_stalled(self, table_id: str, generation: int, kind: str, reason: str) -> bool:
+        """What is being built is not fed any more; its open backfill is cancelled with that reason. Durable on return.
+
+        True: its records may be passed over, now and for ever. False: it serves, or is being swapped in, and is to be
+        treated like every active one.
+        """
+
+    async def begin_swap(self, table_id: str, generation: int) -> bool:
+        """True when nothing else may become of it from now on than the active one (also when that was so before).
+        False: rows or indexes are still missing, it is read again, or it is not built any more."""
+
+    async def undo_swap(self, table_id: str, generation: int, reason: str) -> None:
+        """The store refuses to show it: it is stalled, the active one goes on."""
+
+    async def finish_swap(self, table_id: str, generation: int, kept_until: str) -> bool:
+        """It is the active one, the one before is kept until then. Whether it is so now; False: the swap was undone."""
+
+    async def expire(self, table_id: str, generation: int) -> None:
+        """A retired one is not kept any more, unless another one is being built."""
 
     async def update_source_columns(self, table_id: str, generation: Generation) -> None: ...
 
@@ -68,16 +91,27 @@ class Tasks(Protocol):
         *,
         instead_of: Sequence[str] = (),
         reason: str = "",
+        alone: bool = False,
     ) -> Task:
-        """Raises Conflict when a backfill of that table is open and another is asked for. `instead_of`: tasks that it
-        replaces; they are cancelled for `reason` in the same moment: neither a kill nor a drain comes between."""
+        """Raises Conflict when a backfill of that generation (`alone`: of that table) is open and another is asked for,
+        or the generation is not fed. A building generation is not filled from then on (rule fed-or-read).
+
+        `instead_of`: tasks that it replaces; they are cancelled for `reason` in the same moment: neither a kill nor a
+        drain comes between.
+        """
+
+    async def adopt(self, task_id: str) -> Task:
+        """A user asks for what was opened without one: `params.asked`. Of an ended task nothing changes."""
 
     async def open_tasks(self, target_ids: Sequence[str]) -> list[Task]:
         """pending and running, oldest first."""
 
     async def get(self, task_id: str) -> Task: ...
 
-    async def recent(self, target_id: str | None = None, limit: int = 100) -> list[Task]: ...
+    async def recent(
+        self, target_id: str | None = None, limit: int = 100, *, environment_id: str | None = None
+    ) -> list[Task]:
+        """Newest first: of one vector table, of one environment, or all."""
 
     async def update(
         self,
@@ -152,20 +186,80 @@ class Reports(Protocol):
         """(role, subject id, report, age in seconds)."""
 
 
-class Definitions(Protocol):
-    """Create, change and drop; every change moves the feed."""
+class Accounts(Protocol):
+    """Organizations, their environments and API keys; every change moves the feed. Raises Conflict for taken names."""
 
-    async def snapshot(self) -> Snapshot: ...
+    async def create_organization(self, organization: Organization, environment: Environment, key: ApiKey) -> None:
+        """With its first environment and key."""
+
+    async def mark_deleting(self, org_id: str) -> None:
+        """Raises Conflict for the default organization."""
+
+    async def delete_organization(self, org_id: str) -> None:
+        """With its environments, providers and keys. Raises Conflict while connections or vector tables are there."""
+
+    async def create_environment(self, environment: Environment) -> None: ...
+
+    async def delete_environment(self, environment_id: str) -> None:
+        """With its embedding providers. Raises Conflict while it holds connections or vector tables."""
+
+    async def create_key(self, key: ApiKey) -> None: ...
+
+    async def revoke_key(self, key_id: str) -> None:
+        """At once, in every process. A revoked one stays as it was revoked."""
+
+
+class Definitions(Protocol):
+    """Create, change and drop; every change moves the feed. What names no environment belongs to the one that the
+    control database was opened with."""
+
+    async def snapshot(self) -> Snapshot:
+        """As stored now, exactly; one short question where nothing moved."""
 
     async def put_connection(self, connection: Connection) -> None: ...
 
     async def put_provider(self, provider: EmbeddingProvider) -> None: ...
 
-    async def put_vector_table(self, table: VectorTable) -> None:
+    async def put_vector_table(self, table: VectorTable, *, etag: str | None = None) -> None:
         """Creates it, or changes its definition. What roles write about an existing table (paused, error, blocked,
-        backfilled, dead letters in a row, a generation's `ready`) stays as it is stored: only its own methods change
-        it, so that a slow writer of definitions never takes back what a role wrote meanwhile. Raises Conflict when
-        another table has the name, NotFound for its connection or provider."""
+        backfilled, dead letters in a row, what has become of each generation) stays as it is stored: only its own
+        methods change it, so that a slow writer of definitions never takes back what a role wrote meanwhile. Raises
+        Conflict when another table has the name, NotFound for its connection or provider, PreconditionFailed when the
+        definition has another `revisions.etag`."""
+
+    async def rebuild(
+        self,
+        table_id: str,
+        generation: Generation,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        etag: str | None = None,
+    ) -> tuple[VectorTable, Task]:
+        """The generation (`VectorTable.next_generation`) is built beside the active one, instead of one that is being
+        built; its sweeping rebackfill is opened in the same moment. `changes`: fields of the table that change along.
+        Raises Conflict (while one is swapped in, or for another number), NotFound, PreconditionFailed."""
+
+    async def replace_active(
+        self,
+        table_id: str,
+        generation: Generation,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        etag: str | None = None,
+    ) -> VectorTable:
+        """Of a table that was never read, and that nobody has asked to read: else Conflict. Otherwise as `rebuild`."""
+
+    async def abort(self, table_id: str) -> VectorTable:
+        """What is being built, or has stalled, is gone, its tasks are cancelled. Raises Conflict when there is none,
+        or it is being swapped in."""
+
+    async def rollback(self, table_id: str) -> tuple[VectorTable, Task]:
+        """Builds a generation of the previous one's definition (rule never-back). Raises Conflict as `rebuild`, and
+        when there is none."""
+
+    async def retry(self, table_id: str) -> tuple[VectorTable, Task]:
+        """Builds what has stalled as a new generation, or reads again what is being built without a backfill. Raises
+        Conflict when there is neither."""
 
     async def set_paused(self, table_id: str, paused: bool) -> None: ...
 
@@ -182,7 +276,10 @@ class Definitions(Protocol):
 
 
 class Control(Protocol):
-    """The control database of one environment."""
+    """The control database of all organizations and environments."""
+
+    @property
+    def accounts(self) -> Accounts: ...
 
     @property
     def definitions(self) -> Definitions: ...

@@ -27,8 +27,8 @@ class ControlProgress:
         async with self._pool.transaction() as conn:
             cursor = await conn.execute(
                 "SELECT epoch, lsn, system_identifier, timeline, log_identity, slot_created_lsn"
-                " FROM walvec_control.progress WHERE environment = %s AND connection_id = %s",
-                [self._pool.environment, connection_id],
+                " FROM walvec_control.progress WHERE connection_id = %s",
+                [connection_id],
             )
             row = await cursor.fetchone()
         return SourceProgress(*row) if row else SourceProgress()
@@ -36,14 +36,13 @@ class ControlProgress:
     async def put(self, connection_id: str, progress: SourceProgress) -> None:
         async with self._pool.transaction() as conn:
             await conn.execute(
-                "INSERT INTO walvec_control.progress (environment, connection_id, epoch, lsn, system_identifier,"
-                " timeline, log_identity, slot_created_lsn) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
-                " ON CONFLICT (environment, connection_id) DO UPDATE SET (epoch, lsn, system_identifier, timeline,"
+                "INSERT INTO walvec_control.progress (connection_id, epoch, lsn, system_identifier,"
+                " timeline, log_identity, slot_created_lsn) VALUES (%s, %s, %s, %s, %s, %s, %s)"
+                " ON CONFLICT (connection_id) DO UPDATE SET (epoch, lsn, system_identifier, timeline,"
                 " log_identity, slot_created_lsn, updated_at) = (excluded.epoch, excluded.lsn,"
                 " excluded.system_identifier, excluded.timeline, excluded.log_identity, excluded.slot_created_lsn,"
                 " now())",
                 [
-                    self._pool.environment,
                     connection_id,
                     progress.epoch,
                     progress.lsn,
@@ -57,8 +56,8 @@ class ControlProgress:
     async def published(self, connection_id: str) -> Mapping[str, str] | None:
         async with self._pool.transaction() as conn:
             cursor = await conn.execute(
-                "SELECT marks FROM walvec_control.published WHERE environment = %s AND connection_id = %s",
-                [self._pool.environment, connection_id],
+                "SELECT marks FROM walvec_control.published WHERE connection_id = %s",
+                [connection_id],
             )
             row = await cursor.fetchone()
         return row[0] if row else None
@@ -66,41 +65,39 @@ class ControlProgress:
     async def put_published(self, connection_id: str, marks: Mapping[str, str]) -> None:
         async with self._pool.transaction() as conn:
             await conn.execute(
-                "INSERT INTO walvec_control.published (environment, connection_id, marks) VALUES (%s, %s, %s)"
-                " ON CONFLICT (environment, connection_id) DO UPDATE SET marks = excluded.marks",
-                [self._pool.environment, connection_id, as_json(marks)],
+                "INSERT INTO walvec_control.published (connection_id, marks) VALUES (%s, %s)"
+                " ON CONFLICT (connection_id) DO UPDATE SET marks = excluded.marks",
+                [connection_id, as_json(marks)],
             )
 
     async def topics(self, table_ids: Sequence[str]) -> Mapping[str, str]:
         async with self._pool.transaction() as conn:
             cursor = await conn.execute(
-                "SELECT topic, identity FROM walvec_control.topics"
-                " WHERE environment = %s AND vector_table_id = ANY(%s)",
-                [self._pool.environment, list(table_ids)],
+                "SELECT topic, identity FROM walvec_control.topics WHERE vector_table_id = ANY(%s)",
+                [list(table_ids)],
             )
             return dict(await cursor.fetchall())
 
     async def put_topics(self, table_id: str, identities: Mapping[str, str]) -> None:
         async with self._pool.transaction() as conn:
             await conn.execute(
-                "INSERT INTO walvec_control.topics (environment, vector_table_id, topic, identity)"
-                " SELECT %s, %s, * FROM unnest(%s::text[], %s::text[])"
-                " ON CONFLICT (environment, vector_table_id, topic) DO UPDATE SET identity = excluded.identity",
-                [self._pool.environment, table_id, list(identities), list(identities.values())],
+                "INSERT INTO walvec_control.topics (vector_table_id, topic, identity)"
+                " SELECT %s, * FROM unnest(%s::text[], %s::text[])"
+                " ON CONFLICT (vector_table_id, topic) DO UPDATE SET identity = excluded.identity",
+                [table_id, list(identities), list(identities.values())],
             )
 
     async def bridge(self, table_id: str) -> BridgeProgress | None:
         async with self._pool.transaction() as conn:
             cursor = await conn.execute(
-                "SELECT partition, start_offset, sequence FROM walvec_control.bridges"
-                " WHERE environment = %s AND vector_table_id = %s",
-                [self._pool.environment, table_id],
+                "SELECT partition, start_offset, sequence FROM walvec_control.bridges WHERE vector_table_id = %s",
+                [table_id],
             )
             rows = await cursor.fetchall()
             cursor = await conn.execute(
                 "SELECT partition, start_offset, lsn FROM walvec_control.bridge_snapshots"
-                " WHERE environment = %s AND vector_table_id = %s ORDER BY partition, start_offset",
-                [self._pool.environment, table_id],
+                " WHERE vector_table_id = %s ORDER BY partition, start_offset",
+                [table_id],
             )
             met = await cursor.fetchall()
         if not rows:
@@ -119,7 +116,7 @@ class ControlProgress:
         sequence: int = 0,
         snapshots: Mapping[int, Sequence[tuple[int, int]]] | None = None,
     ) -> None:
-        place = [self._pool.environment, table_id]
+        place = [table_id]
         begun = [(*place, partition, start, 0) for partition, start in (starts or {}).items()]
         met = [(*place, p, offset, lsn) for p, found in (snapshots or {}).items() for offset, lsn in found]
         async with self._pool.transaction() as conn, conn.cursor() as cursor:
@@ -127,23 +124,21 @@ class ControlProgress:
                 for name in ("bridges", "bridge_snapshots"):
                     partitions = "partition <> -1 AND " if name == "bridges" else ""
                     await cursor.execute(
-                        sql.SQL(
-                            "DELETE FROM walvec_control.{} WHERE "
-                            + partitions
-                            + "environment = %s AND vector_table_id = %s"
-                        ).format(sql.Identifier(name)),
+                        sql.SQL("DELETE FROM walvec_control.{} WHERE " + partitions + "vector_table_id = %s").format(
+                            sql.Identifier(name)
+                        ),
                         place,
                     )
             await cursor.executemany(
-                "INSERT INTO walvec_control.bridges (environment, vector_table_id, partition, start_offset, sequence)"
-                " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (environment, vector_table_id, partition)"
+                "INSERT INTO walvec_control.bridges (vector_table_id, partition, start_offset, sequence)"
+                " VALUES (%s, %s, %s, %s) ON CONFLICT (vector_table_id, partition)"
                 " DO UPDATE SET sequence = greatest(bridges.sequence, excluded.sequence)",
                 [*begun, (*place, _WHOLE_TOPIC, 0, sequence)],
             )
             if met:
                 await cursor.executemany(
-                    "INSERT INTO walvec_control.bridge_snapshots (environment, vector_table_id, partition,"
-                    " start_offset, lsn) VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                    "INSERT INTO walvec_control.bridge_snapshots (vector_table_id, partition,"
+                    " start_offset, lsn) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
                     met,
                 )
 
@@ -158,22 +153,21 @@ class ControlReports:
     async def put(self, role: str, subject: str, report: Mapping[str, Any]) -> None:
         async with self._pool.transaction() as conn:
             await conn.execute(
-                "INSERT INTO walvec_control.reports (environment, role, subject, instance, report)"
-                " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (environment, role, subject, instance)"
+                "INSERT INTO walvec_control.reports (role, subject, instance, report)"
+                " VALUES (%s, %s, %s, %s) ON CONFLICT (role, subject, instance)"
                 " DO UPDATE SET report = excluded.report, updated_at = now()",
-                [self._pool.environment, role, subject, self._instance, as_json(report)],
+                [role, subject, self._instance, as_json(report)],
             )
             await conn.execute(
-                "DELETE FROM walvec_control.reports WHERE environment = %s AND role = %s AND subject = %s"
+                "DELETE FROM walvec_control.reports WHERE role = %s AND subject = %s"
                 " AND updated_at < now() - make_interval(secs => %s)",
-                [self._pool.environment, role, subject, SILENT_SECONDS],
+                [role, subject, SILENT_SECONDS],
             )
 
     async def all(self) -> list[Report]:
         async with self._pool.transaction() as conn:
             cursor = await conn.execute(
                 "SELECT role, subject, report, extract(epoch FROM clock_timestamp() - updated_at)::float8"
-                " FROM walvec_control.reports WHERE environment = %s ORDER BY role, subject",
-                [self._pool.environment],
+                " FROM walvec_control.reports ORDER BY role, subject"
             )
             return merged([(role, subject, report, age) for role, subject, report, age in await cursor.fetchall()])

@@ -9,7 +9,7 @@ from typing import Any
 from walvec.contracts.errors import ConfigError
 from walvec.definitions.model import Column, Generation, SourceColumn, TopicSource, VectorTable
 
-_BESIDE = ("dead_in_row",)
+_BESIDE = ("dead_in_row", "environment_id", "view_schema")
 
 
 def table_json(table: VectorTable) -> dict[str, Any]:
@@ -17,12 +17,13 @@ def table_json(table: VectorTable) -> dict[str, Any]:
     return {k: v for k, v in asdict(table).items() if k not in _BESIDE}
 
 
-def table_from(stored: Mapping[str, Any], dead_in_row: int) -> VectorTable:
+def table_from(stored: Mapping[str, Any], dead_in_row: int, environment_id: str, view_schema: str) -> VectorTable:
     """Raises ConfigError for what a newer version wrote."""
     try:
         generations = tuple(_generation(g) for g in stored["generations"])
         source = TopicSource(**stored["source"]) if stored.get("source") else None
-        return VectorTable(**{**stored, "generations": generations, "source": source, "dead_in_row": dead_in_row})
+        beside = {"dead_in_row": dead_in_row, "environment_id": environment_id, "view_schema": view_schema}
+        return VectorTable(**{**stored, **beside, "generations": generations, "source": source})
     except (TypeError, KeyError) as e:
         raise ConfigError(
             "the control database holds a vector table in a form that this version does not know.",

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from importlib import resources
 
 from walvec.contracts.errors import ConfigError
-from walvec.definitions.pool import Connection, translated
+from walvec.definitions.accounts import enter_environment
+from walvec.definitions.model import DEFAULT_ORGANIZATION, Organization
+from walvec.definitions.pool import Connection, move, translated
 from walvec.definitions.secrets import Secrets
+from walvec.definitions.tenancy import new_environment
 
 _log = logging.getLogger(__name__)
 _LOCK = 0x77616C766563  # "walvec"
@@ -35,24 +38,33 @@ def migrations() -> list[Migration]:
     return sorted(found, key=lambda m: m.number)
 
 
-async def prepare(conn: Connection, environment: str, secrets: Secrets) -> None:
-    """Upgrades the schema and enters the environment. Raises ConfigError for a newer schema or another secret key."""
+async def prepare(conn: Connection, environment: str, secrets: Secrets) -> str:
+    """Upgrades the schema and enters the default organization's environment of that name; its id. Raises ConfigError
+    for a newer schema or another secret key."""
     with translated():
         async with conn.transaction():
             await conn.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
             await _upgrade(conn)
             await conn.execute(
-                "INSERT INTO walvec_control.environments (environment, key_check) VALUES (%s, %s)"
-                " ON CONFLICT DO NOTHING",
-                [environment, secrets.key_check()],
+                "UPDATE walvec_control.installation SET key_check = %s WHERE key_check IS NULL", [secrets.key_check()]
             )
-            row = await (
-                await conn.execute(
-                    "SELECT key_check FROM walvec_control.environments WHERE environment = %s", [environment]
-                )
-            ).fetchone()
-    assert row is not None
-    secrets.check(row[0])
+            ((key_check,),) = await (await conn.execute("SELECT key_check FROM walvec_control.installation")).fetchall()
+            secrets.check(key_check)
+            return await _entered(conn, environment)
+
+
+async def _entered(conn: Connection, name: str) -> str:
+    ((org_id,),) = await (
+        await conn.execute("SELECT id FROM walvec_control.organizations WHERE name = %s", [DEFAULT_ORGANIZATION])
+    ).fetchall()
+    own = "SELECT id FROM walvec_control.environments WHERE org_id = %s AND name = %s"
+    row = await (await conn.execute(own, [org_id, name])).fetchone()
+    if row is not None:
+        return str(row[0])
+    made = new_environment(Organization(org_id, DEFAULT_ORGANIZATION), name)
+    await enter_environment(conn, made)
+    await move(conn)
+    return made.id
 
 
 async def _upgrade(conn: Connection) -> None:

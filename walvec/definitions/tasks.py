@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from psycopg.types.json import Json
 
 from walvec.contracts.errors import NotFound
+from walvec.definitions import generations, stored
 from walvec.definitions.model import Task, TaskStatus, TaskType
-from walvec.definitions.pool import Pool
+from walvec.definitions.pool import Connection, Pool
+
+BACKFILLS: tuple[TaskType, ...] = ("backfill", "rebackfill")
 
 _COLUMNS = (
     "id, task_type, target_id, generation, status, params, progress, attempts, last_error, created_at, updated_at"
@@ -49,6 +53,47 @@ def _task(row: tuple[Any, ...]) -> Task:
     )
 
 
+async def insert_task(
+    conn: Connection, task_type: TaskType, target_id: str, generation: int, params: Mapping[str, Any]
+) -> Task:
+    cursor = await conn.execute(
+        "INSERT INTO walvec_control.tasks (id, task_type, target_id, generation, params, progress)"
+        f" VALUES (%s, %s, %s, %s, %s, '{{}}') RETURNING {_COLUMNS}",
+        [f"task_{secrets.token_hex(8)}", task_type, target_id, generation, as_json(params)],
+    )
+    (row,) = await cursor.fetchall()
+    return _task(row)
+
+
+async def cancel_tasks(conn: Connection, target_id: str, generation: int, reason: str) -> None:
+    """All that are open of that generation."""
+    await conn.execute(
+        "UPDATE walvec_control.tasks SET status = 'cancelled', last_error = %s, updated_at = now()"
+        " WHERE target_id = %s AND generation = %s AND status IN ('pending', 'running')",
+        [storable(reason), target_id, generation],
+    )
+
+
+async def open_backfill(
+    conn: Connection, target_id: str, generation: int | None = None, *, except_for: Sequence[str] = ()
+) -> bool:
+    cursor = await conn.execute(
+        "SELECT 1 FROM walvec_control.tasks WHERE target_id = %s AND (%s::int IS NULL OR generation = %s)"
+        " AND task_type = ANY(%s) AND status IN ('pending', 'running') AND id <> ALL(%s) LIMIT 1",
+        [target_id, generation, generation, list(BACKFILLS), list(except_for)],
+    )
+    return await cursor.fetchone() is not None
+
+
+async def ever_read(conn: Connection, target_id: str) -> bool:
+    """Whether anybody has asked to read it."""
+    cursor = await conn.execute(
+        "SELECT 1 FROM walvec_control.tasks WHERE target_id = %s AND task_type = ANY(%s) LIMIT 1",
+        [target_id, list(BACKFILLS)],
+    )
+    return await cursor.fetchone() is not None
+
+
 class ControlTasks:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -62,55 +107,75 @@ class ControlTasks:
         *,
         instead_of: Sequence[str] = (),
         reason: str = "",
+        alone: bool = False,
     ) -> Task:
         async with self._pool.change() as conn:
+            if task_type in BACKFILLS:
+                await self._may_be_read(conn, target_id, generation, instead_of, alone)
             if instead_of:
                 await conn.execute(
                     "UPDATE walvec_control.tasks SET status = 'cancelled', last_error = %s, updated_at = now()"
-                    " WHERE environment = %s AND id = ANY(%s) AND status IN ('pending', 'running')",
-                    [storable(reason), self._pool.environment, list(instead_of)],
+                    " WHERE id = ANY(%s) AND status IN ('pending', 'running')",
+                    [storable(reason), list(instead_of)],
                 )
+            return await insert_task(conn, task_type, target_id, generation, params)
+
+    async def _may_be_read(
+        self, conn: Connection, table_id: str, generation: int, instead_of: Sequence[str], alone: bool
+    ) -> None:
+        table = await stored.locked(conn, table_id)
+        generations.check_fed(table, generation)
+        if alone and await open_backfill(conn, table_id, except_for=instead_of):
+            raise generations.in_progress(table)
+        unfilled = generations.unfilled(table, generation)
+        if unfilled != table:
+            await stored.write(conn, unfilled)
+
+    async def adopt(self, task_id: str) -> Task:
+        async with self._pool.transaction() as conn:
             cursor = await conn.execute(
-                "INSERT INTO walvec_control.tasks (environment, id, task_type, target_id, generation, params, progress)"
-                f" VALUES (%s, %s, %s, %s, %s, %s, '{{}}') RETURNING {_COLUMNS}",
-                [
-                    self._pool.environment,
-                    f"task_{secrets.token_hex(8)}",
-                    task_type,
-                    target_id,
-                    generation,
-                    as_json(params),
-                ],
+                f"SELECT {_COLUMNS} FROM walvec_control.tasks WHERE id = %s FOR NO KEY UPDATE", [task_id]
             )
-            (row,) = await cursor.fetchall()
-        return _task(row)
+            row = await cursor.fetchone()
+            if row is None:
+                raise NotFound(f"there is no task {task_id!r}.")
+            task = _task(row)
+            if task.status not in ("pending", "running"):
+                return task
+            params = {**task.params, "asked": True}
+            await conn.execute("UPDATE walvec_control.tasks SET params = %s WHERE id = %s", [as_json(params), task_id])
+        return replace(task, params=params)
 
     async def open_tasks(self, target_ids: Sequence[str]) -> list[Task]:
         async with self._pool.transaction() as conn:
             cursor = await conn.execute(
-                f"SELECT {_COLUMNS} FROM walvec_control.tasks WHERE environment = %s AND target_id = ANY(%s)"
+                f"SELECT {_COLUMNS} FROM walvec_control.tasks WHERE target_id = ANY(%s)"
                 " AND status IN ('pending', 'running') ORDER BY sequence",
-                [self._pool.environment, list(target_ids)],
+                [list(target_ids)],
             )
             return [_task(row) for row in await cursor.fetchall()]
 
     async def get(self, task_id: str) -> Task:
         async with self._pool.transaction() as conn:
             cursor = await conn.execute(
-                f"SELECT {_COLUMNS} FROM walvec_control.tasks WHERE environment = %s AND id = %s",
-                [self._pool.environment, task_id],
+                f"SELECT {_COLUMNS} FROM walvec_control.tasks WHERE id = %s",
+                [task_id],
             )
             row = await cursor.fetchone()
         if row is None:
             raise NotFound(f"there is no task {task_id!r}.")
         return _task(row)
 
-    async def recent(self, target_id: str | None = None, limit: int = 100) -> list[Task]:
+    async def recent(
+        self, target_id: str | None = None, limit: int = 100, *, environment_id: str | None = None
+    ) -> list[Task]:
         async with self._pool.transaction() as conn:
             cursor = await conn.execute(
-                f"SELECT {_COLUMNS} FROM walvec_control.tasks WHERE environment = %s"
-                " AND (%s::text IS NULL OR target_id = %s) ORDER BY sequence DESC LIMIT %s",
-                [self._pool.environment, target_id, target_id, limit],
+                f"SELECT {_COLUMNS} FROM walvec_control.tasks"
+                " WHERE (%(target)s::text IS NULL OR target_id = %(target)s)"
+                " AND (%(environment)s::text IS NULL OR target_id IN (SELECT v.id FROM walvec_control.vector_tables v"
+                " WHERE v.environment_id = %(environment)s)) ORDER BY sequence DESC LIMIT %(limit)s",
+                {"target": target_id, "environment": environment_id, "limit": limit},
             )
             return [_task(row) for row in await cursor.fetchall()]
 
@@ -125,8 +190,8 @@ class ControlTasks:
     ) -> None:
         async with self._pool.transaction() if status is None else self._pool.ordered() as conn:
             cursor = await conn.execute(
-                "SELECT status FROM walvec_control.tasks WHERE environment = %s AND id = %s FOR NO KEY UPDATE",
-                [self._pool.environment, task_id],
+                "SELECT status FROM walvec_control.tasks WHERE id = %s FOR NO KEY UPDATE",
+                [task_id],
             )
             row = await cursor.fetchone()
             if row is None:
@@ -137,13 +202,12 @@ class ControlTasks:
             await conn.execute(
                 "UPDATE walvec_control.tasks SET status = coalesce(%s, status), progress = coalesce(%s, progress),"
                 " attempts = coalesce(%s, attempts), last_error = coalesce(%s, last_error), updated_at = now()"
-                " WHERE environment = %s AND id = %s",
+                " WHERE id = %s",
                 [
                     status,
                     None if progress is None else as_json(progress),
                     attempts,
                     None if last_error is None else storable(last_error),
-                    self._pool.environment,
                     task_id,
                 ],
             )

@@ -1,0 +1,49 @@
+"""New organizations, environments and API keys as values. Pure but for chance. Next: `accounts`, which stores them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+from walvec.definitions.model import DEFAULT_ORGANIZATION, ApiKey, Environment, Organization, Permission
+
+FIRST_ENVIRONMENT = "prod"
+_IDENTIFIER = 63
+_TAKEN = ("walvec_control",)
+
+
+def new_organization(name: str) -> Organization:
+    return Organization(_id("org"), name)
+
+
+def new_environment(organization: Organization, name: str) -> Environment:
+    return Environment(_id("env"), organization.id, name, view_schema(organization, name))
+
+
+def view_schema(organization: Organization, name: str) -> str:
+    """The schema of an environment's storages and views in a store's database; never one of walvec's own."""
+    if organization.name == DEFAULT_ORGANIZATION:
+        schema = "walvec" if name == FIRST_ENVIRONMENT else f"walvec_{name}"
+    else:
+        schema = f"walvec_{organization.id.removeprefix('org_')[:8]}_{name}"
+    if len(schema) <= _IDENTIFIER and schema not in _TAKEN:
+        return schema
+    # the server would cut a longer identifier, and two environments would be one
+    return f"{schema[: _IDENTIFIER - 9]}_{hashlib.sha256(schema.encode()).hexdigest()[:8]}"
+
+
+def new_key(
+    organization: Organization, name: str, permission: Permission, created_by: str | None = None
+) -> tuple[str, ApiKey]:
+    """The token, which is to be shown once, and what is kept of it."""
+    token = f"sk_live_{secrets.token_urlsafe(32)}"
+    return token, ApiKey(_id("key"), organization.id, name, digest(token), token[:12], permission, created_by)
+
+
+def digest(token: str) -> bytes:
+    """A token has 256 random bits: a plain hash is as hard to turn back as a slow one."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def _id(prefix: str) -> str:
+    return f"{prefix}_{secrets.token_hex(8)}"
