@@ -74,6 +74,25 @@ class Operation:
     media: str = "application/json"
 
 
+PARAMETERS: Mapping[str, str] = {
+    "table_id": "Id or name of the vector table.",
+    "connection_id": "Id or name of the connection.",
+    "provider_id": "Id or name of the embedding provider.",
+    "provider": "Kind of source: postgresql.",
+    "task_id": "Id of the task.",
+    "letter_id": "Number of the dead letter.",
+    "limit": "Items per page.",
+    "cursor": "next_cursor of the page before.",
+    "after": "next_after of the page before.",
+    "table": "Only of this vector table, by id or name.",
+    "ids": "Only these.",
+    "topic": "Which of the vector table's topics.",
+    "from": "earliest, latest, an age (10m) or an offset. Default: latest when following, else earliest.",
+    "follow": "Go on with what is appended.",
+    "key": "Only records with this key.",
+    "partition": "Only this partition.",
+}
+"""What a parameter means, wherever it stands."""
 _SOURCE = ("source_unavailable", "connection_not_ready")
 _TABLE = ("vector_table_not_found",)
 _LOG = ("log_unavailable", "log_damaged")

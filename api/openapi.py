@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 from api.answers.parts import Error
 from api.documented import CODES, OPERATIONS, Operation
+from api.documented import PARAMETERS as MEANINGS
 
 _REFERENCE = "#/components/schemas/{model}"
 _INTEGER = {"type": "integer", "minimum": 0}
@@ -117,6 +118,9 @@ def _write(
     operation["operationId"] = known.id
     operation["summary"] = known.summary
     operation["responses"] = _responses(operation, known, method, path, names)
+    for parameter in operation.get("parameters", []):
+        if parameter["name"] in MEANINGS:
+            parameter.setdefault("description", MEANINGS[parameter["name"]])
     if private:
         operation["security"] = [{"key": []}]
         wanted = [*(["Environment"] if known.environment else []), *known.parameters]

@@ -134,10 +134,14 @@ class NewColumn(ColumnSpec):
 
     name: Word
     """Name in the source table, verbatim."""
+    role: Literal["embedding", "metadata"]
+    """embedding: part of the text that is embedded. metadata: stored beside the vector, to filter by."""
     ordinal: Annotated[Int, Field(ge=-(2**31), lt=2**31)] | None = None
     """Place in the text; columns without one come last."""
     name_prefix: Annotated[Text, Field(max_length=1000)] = Field("", examples=["title: "])
     """Put before the value in the text."""
+    filter_type: Literal["keyword", "integer", "float", "boolean", "datetime"] | None = None
+    """How a metadata column is compared in filters. Default: by its type."""
     alias: Word | None = None
     """Its name in the view, where its own collides with one of walvec's."""
 
@@ -145,6 +149,8 @@ class NewColumn(ColumnSpec):
 class NewIndex(IndexSpec):
     model_config = ConfigDict(coerce_numbers_to_str=False, use_attribute_docstrings=True)
 
+    kind: Literal["hnsw", "none"] = "hnsw"
+    """none: exact search."""
     m: Annotated[Int, Field(ge=2, le=100)] | None = None
     """pgvector's own."""
     ef_construction: Annotated[Int, Field(ge=4, le=1000)] | None = None
@@ -154,8 +160,12 @@ class NewIndex(IndexSpec):
 class NewSource(SourceSpec):
     model_config = ConfigDict(coerce_numbers_to_str=False, use_attribute_docstrings=True)
 
+    kafka_topic: str = Field(min_length=1, max_length=249, pattern=r"^[a-zA-Z0-9._-]+$")
+    """Topic that the connector writes."""
     unavailable_value: Annotated[Text, Field(min_length=1)] = "__debezium_unavailable_value"
     """The connector's placeholder for values that it was not sent."""
+    slot: str | None = Field(None, pattern=r"^[a-z0-9_]{1,63}$")
+    """The connector's replication slot, which a drain then waits for."""
 
 
 Columns = Annotated[
@@ -188,10 +198,15 @@ class NewVectorTable(VectorTableSpec):
     primary_key_column: KeyColumns | None = None
     """Column or columns of a unique key. Default: the table's primary key."""
     columns: Columns
+    """At least one with role embedding; a column may stand once in each role."""
     embedding_model: Model | None = None
     """Default: the provider's."""
     embedding_dimensions: Dimensions | None = None
     """Default: the model's."""
+    store: Literal["pgvector", "qdrant"] | None = None
+    """Where vectors live. Default: the server's."""
+    mode: Literal["managed", "platform"] | None = None
+    """Default: the connection's."""
     sync_mode: Literal["batch", "cdc"] = "batch"
     """Accepted as documented; both follow the write-ahead log."""
     backfill: Literal["auto", "manual"] = "manual"
@@ -199,7 +214,9 @@ class NewVectorTable(VectorTableSpec):
     separator: Annotated[Text, Field(max_length=100)] = "\n"
     """Stands between the embedding columns in the text."""
     index: NewIndex = Field(default_factory=lambda: NewIndex.model_validate({}))
+    """Of the vectors."""
     source: NewSource | None = None
+    """A topic of an existing Debezium, instead of the connection's own slot."""
 
     @model_validator(mode="before")
     @classmethod
@@ -208,6 +225,34 @@ class NewVectorTable(VectorTableSpec):
             if isinstance(value, dict) and name in value:
                 raise ValueError(f"give `{name}_id` instead of `{name}`")
         return value
+
+
+class ChangedVectorTable(Body):
+    """What is left out (or null) stays as it is."""
+
+    name: Name | None = None
+    """Renames the view too; topics and storage keep their names."""
+    columns: Columns | None = None
+    """Other columns, prefixes or an other order of the text build a new generation."""
+    embedding_model: Model | None = None
+    """Builds a new generation."""
+    embedding_dimensions: Dimensions | None = None
+    """Builds a new generation. Left out with another model or provider: the model's own."""
+    embedding_provider_id: Word | None = None
+    """Builds a new generation."""
+    separator: Annotated[Text, Field(max_length=100)] | None = None
+    """Builds a new generation."""
+    index: NewIndex | None = None
+    keep_previous: Kept | None = None
+    """Seconds that a generation is kept after a swap, for a rollback."""
+    sync_mode: Literal["batch", "cdc"] | None = None
+    backfill: Literal["auto", "manual"] | None = None
+    connection_id: Word | None = None
+    """Only as it is: it cannot be changed, and neither can the next ones."""
+    source_table: Annotated[Text, Field(min_length=1, max_length=200)] | None = None
+    primary_key_column: KeyColumns | None = None
+    mode: Literal["managed", "platform"] | None = None
+    store: Literal["pgvector", "qdrant"] | None = None
 
 
 class Backfill(Body):

@@ -20,9 +20,11 @@ class Task(Answer):
     """The same as `id`."""
     org_id: OrgId
     task_type: TaskType
+    """What is done."""
     target_id: str
     """Id of what it works on."""
     status: TaskStatus
+    """How it stands."""
     priority: int
     """Lower goes first."""
     generation: int
@@ -30,8 +32,11 @@ class Task(Answer):
     progress: FreeForm
     """How far it is: `rows_processed`, and what it needs to go on."""
     attempts: int
+    """How often it was begun."""
     max_attempts: int
+    """How often it is tried in a row."""
     last_error: str | None
+    """Why the last attempt did not end well."""
     created_at: CreatedAt
     updated_at: Time
     """When it last got anywhere, UTC."""
@@ -41,6 +46,7 @@ class Tasks(Answer):
     replayed: int
     """Dead letters that are tried again."""
     tasks: list[Task]
+    """That do it."""
 
 
 class BackfillRequested(Task):
@@ -57,15 +63,21 @@ class BackfillRequested(Task):
 class BackfillProgress(Answer):
     task_id: TaskId
     task_type: TaskType
+    """What is done."""
     status: TaskStatus
+    """How it stands."""
     rows_done: int
+    """Rows that were read."""
     estimated_total: int | None
+    """Rows that there are to read."""
     rate: float | None
     """Rows per second."""
     remaining_seconds: float | None
+    """At this rate."""
     waiting: str | None
     """What it waits for."""
     last_error: str | None
+    """Why the last attempt did not end well."""
 
 
 class SyncState(Answer):
@@ -86,22 +98,29 @@ class SyncState(Answer):
     staleness_secs: float | None
     """How long ago `last_synced_at` is."""
     last_error: str | None
+    """What went wrong last, with what mends it."""
     last_error_at: Time | None
+    """When."""
     dead_letters: int
     """Changes that could not be processed."""
     backfill: BackfillProgress | None
+    """The one that is open."""
 
 
 class SyncChanged(Answer):
     vector_table_id: TableId
     name: str
+    """Of the vector table."""
     sync_status: SyncStatus
     message: str
+    """For people."""
 
 
 class Lag(Answer):
     lag_changes: int
+    """Records that are not consumed."""
     lag_seconds: float | None
+    """Age of the oldest of them."""
 
 
 class TableStatus(Answer):
@@ -109,19 +128,26 @@ class TableStatus(Answer):
 
     id: TableId
     name: str
+    """Of the vector table."""
     state: SyncStatus
     sync_status: SyncStatus
     """The same."""
     total_rows: int | None
+    """Rows of the source table."""
     synced_rows: int | None
+    """Rows that have a vector."""
     dead_letters: int
+    """Changes that could not be processed."""
     lag_changes: int | None
     """Changes between source and store."""
     lag_seconds: float | None
+    """Age of the oldest of them."""
     stages: dict[str, Lag | None]
     """The same by stage: embedder, sink."""
     backfill: BackfillProgress | None
+    """The one that is open."""
     last_error: str | None
+    """What went wrong last, with what mends it."""
     error: dict[str, str] | None
     """What a person must mend: `kind`, `message`, `cure`."""
     blocked: str | None
@@ -137,13 +163,18 @@ class TableStatus(Answer):
     source: FreeForm
     """The connection, and its reader's report."""
     generation: int
+    """Number of the generation that answers queries."""
     embedding_model: str
+    """Its model."""
     store: str
+    """Where its vectors live."""
     unreachable: list[str]
+    """What could not be asked, and why."""
 
 
 class Statuses(Answer):
     tables: list[TableStatus]
+    """By name."""
 
 
 class Drained(Answer):
@@ -154,9 +185,11 @@ class Drained(Answer):
     reasons: dict[str, str]
     """The same by vector table."""
     tables: list[str]
+    """That were waited for."""
     dead_letters: dict[str, int]
     """Changes that could not be processed, by vector table; they do not hold a drain up."""
     seconds: float
+    """That it took."""
 
 
 class Verified(Answer):
@@ -178,15 +211,21 @@ class Letter(Answer):
     """A change that could not be processed."""
 
     id: int
+    """Counts up."""
     key: Any
     """The row's key, by column; null where the record had none that can be read."""
     kind: str
+    """Who could not process it."""
     reason: str
+    """Why."""
     position: str
     """The change's place in the source's history."""
     attempts: int
+    """How often it was tried."""
     generation: int
+    """Of the vector table."""
     created_at: Time | None
+    """When it was put aside, UTC."""
 
 
 class WholeLetter(Letter):
@@ -196,31 +235,43 @@ class WholeLetter(Letter):
 
 class Letters(Answer):
     dead_letters: list[Letter]
+    """The oldest first."""
     total: int
+    """Of all pages."""
     next_after: int | None
     """`after` of the next page; null on the last one."""
 
 
 class Dropped(Answer):
     dropped: int
+    """How many."""
 
 
 class Topic(Answer):
     topic: str
+    """Its name."""
     vector_table: str | None
     """Name of its vector table; null: of none."""
     kind: Literal["changes", "vectors", "dead"] | None
+    """What it holds."""
     partitions: int
+    """How many."""
     records: int
+    """That it holds."""
     start_offsets: dict[str, int]
+    """Of the first record, by partition."""
     end_offsets: dict[str, int]
+    """Of the next record, by partition."""
     group: str | None
     """The consumer group that reads it."""
     committed: dict[str, int]
     """Where that group is, by partition."""
     lag: int | None
+    """Records that the group has not consumed."""
     lag_seconds: float | None
+    """Age of the oldest of them."""
     bytes: int | None
+    """Its size, where the log says."""
     oldest: Time | None
     """Time of its oldest record."""
     differences: list[str]
@@ -229,10 +280,12 @@ class Topic(Answer):
 
 class Topics(Answer):
     topics: list[Topic]
+    """By name."""
 
 
 class Health(Answer):
     status: str = Field(examples=["ok", "starting"])
+    """In one word."""
     detail: str = Field("")
     """Why it is not ok."""
 
@@ -240,22 +293,33 @@ class Health(Answer):
 class Readiness(Answer):
     class Part(Answer):
         ok: bool
+        """Whether it answered."""
         detail: str
+        """Why not."""
 
     status: Literal["ok", "unavailable"]
+    """In one word."""
     checks: dict[str, Part]
+    """By what was asked."""
 
 
 class Record(Answer):
     """One record of a topic, as one line."""
 
     topic: str
+    """Where it is."""
     partition: int
+    """Where it is."""
     offset: int
+    """Where it is."""
     timestamp_ms: int
+    """When it was appended, in milliseconds since 1970."""
     headers: dict[str, str]
+    """As text."""
     key: Any
+    """As JSON where it is JSON."""
     value: Any
+    """As JSON where it is JSON; other bytes as `base64`."""
 
 
 class Replayed(Answer):
@@ -268,3 +332,4 @@ class Replayed(Answer):
     oldest: Time | None = None
     """Time of the oldest one."""
     done: bool = False
+    """Whether this is the end."""

@@ -47,7 +47,9 @@ class Connection(Answer):
     org_id: OrgId
     environment_id: EnvironmentId
     name: str
+    """Unique in its environment."""
     provider: Literal["postgresql"]
+    """Kind of database."""
     mode: Mode
     status: str = Field(examples=["created", "connected", "failed"])
     """created: never tested. connected: the last test went well. failed: it did not, see `status_message`."""
@@ -69,7 +71,9 @@ class Check(Answer):
     """One precondition at the source."""
 
     name: str = Field(examples=["wal_level"])
+    """What is looked at."""
     ok: bool
+    """Whether it is as it must be."""
     detail: str
     """What was found."""
     cure: str
@@ -78,18 +82,23 @@ class Check(Answer):
 
 class TestError(Answer):
     code: str = Field(examples=["source_unavailable", "source_rejected"])
+    """What went wrong, for programs."""
     message: str
+    """What went wrong, for people."""
     resolution: str
+    """What mends it."""
 
 
 class ConnectionTested(Answer):
     status: Literal["ok"]
+    """walvec reached the database."""
     latency_ms: int
     """Of connecting and one query."""
 
 
 class ConnectionFailed(Answer):
     status: Literal["failed"]
+    """walvec did not reach it, or was refused."""
     error: TestError
 
 
@@ -106,11 +115,14 @@ class Doctor(Answer):
     ok: bool
     """Whether all checks are."""
     checks: list[Check]
+    """In the order in which they matter."""
 
 
 class Model(Answer):
     model: str = Field(examples=["text-embedding-3-small"])
+    """Name of the model."""
     dimensions: int = Field(examples=[1536])
+    """Of its vectors."""
 
 
 class Provider(Answer):
@@ -120,6 +132,7 @@ class Provider(Answer):
     org_id: OrgId
     environment_id: EnvironmentId
     name: str
+    """Unique in its environment."""
     provider: str = Field(examples=["openai"])
     """Its kind."""
     default_model: str | None
@@ -171,18 +184,23 @@ class VectorTable(Answer):
     connection_id: ConnectionId
     embedding_provider_id: ProviderId
     name: str
+    """Unique in its environment."""
     source_table: str
     """As it was asked for."""
     primary_key_column: str | list[str]
     """The key's column, or its columns where it has several."""
     columns: list[Column]
+    """As they were asked for; while another generation is being built, its own."""
     embedding_model: str
+    """As it was asked for; while another generation is being built, its own."""
     embedding_dimensions: int
+    """Of its vectors."""
     mode: Mode
     sync_mode: Literal["batch", "cdc"]
     """Accepted as documented; both follow the write-ahead log."""
     sync_status: SyncStatus
     store: Literal["pgvector", "qdrant"]
+    """Where its vectors live."""
     source: Source | None
     """Topic of an existing Debezium; null: the connection's own slot."""
     backfill: Literal["auto", "manual"]
@@ -214,26 +232,34 @@ class VectorTable(Answer):
 
 class SchemaColumn(Answer):
     name: str
+    """As the server spells it."""
     type: str = Field(examples=["timestamp with time zone"])
     """The server's own name of the type."""
     nullable: bool
+    """Whether it may be NULL."""
 
 
 class Schema(Answer):
     """Columns of the source table."""
 
     columns: list[SchemaColumn]
+    """In their order."""
 
 
 class Change(Answer):
     before: Any
+    """As it is stored."""
     after: Any
+    """As the document wants it."""
 
 
 class Difference(Answer):
     action: Literal["created", "updated", "deleted", "unchanged"]
+    """What is to be done."""
     kind: str = Field(examples=["vector table"])
+    """Of thing."""
     name: str
+    """Of the thing."""
     fields: dict[str, Change | str]
     """What differs, by field; secrets only as a word."""
     text: str
@@ -246,3 +272,4 @@ class Applied(Answer):
     changed: bool
     """Whether anything differed."""
     differences: list[Difference]
+    """One for each thing that the document names, or that is pruned."""

@@ -32,6 +32,7 @@ class Found(Answer):
     results: list[Hit]
     """Best first."""
     query: str
+    """As it was asked."""
     model: str
     """Model of the generation that answered."""
     total_results: int
