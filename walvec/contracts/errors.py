@@ -167,6 +167,16 @@ class NotFound(WalvecError):
 
 
 class Conflict(WalvecError):
-    """It exists already, or is in a state that does not allow this."""
+    """It exists already, or is in a state that does not allow this. `code`: which of them, for a program."""
 
     kind = "conflict"
+
+    def __init__(self, message: str, cure: str = "", *, code: str = "conflict") -> None:
+        super().__init__(message, cure)
+        self.code = code
+
+
+class PreconditionFailed(WalvecError):
+    """It is not what the caller has seen any more: somebody else changed it meanwhile."""
+
+    kind = "precondition_failed"

@@ -1,6 +1,7 @@
 """What each write does to a vector table, as functions table -> table. Pure, so every control database agrees.
 
-A function that returns an equal table changed nothing, and then the feed does not move. Next: `postgres`, `memory`.
+A function that returns an equal table changed nothing, and then the feed does not move. Next: `generations` (what
+becomes of each), `postgres`, `memory`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from walvec.contracts.letters import DeadLetter
+from walvec.definitions import generations
 from walvec.definitions.model import Generation, VectorTable
 
 
@@ -15,15 +17,19 @@ def put(old: VectorTable | None, new: VectorTable, now: str) -> VectorTable:
     """A definition that is created, or that replaces `old` and leaves to it what roles wrote."""
     if old is None:
         return replace(new, created_at=new.created_at or now, updated_at=now)
-    ready = {g.number: g.ready for g in old.generations}
+    other = old.generation(new.active.number) is None  # it has its first backfill before it
+    stale = not other and new.active.number != old.active.number  # made from what was true before a swap
     kept = replace(
-        new,
-        generations=tuple(replace(g, ready=ready.get(g.number, g.ready)) for g in new.generations),
+        generations.renamed(old, new),
+        generations=generations.kept(old, new),
+        last_generation=max(old.next_generation, new.next_generation) - 1 if other else old.last_generation,
+        embedding_provider_id=old.embedding_provider_id if stale else new.embedding_provider_id,
+        provider_kind=old.provider_kind if stale else new.provider_kind,
         paused=old.paused,
         error=old.error,
         blocked=old.blocked,
-        # another active generation has its first backfill before it
-        backfilled=old.backfilled if old.active.number == new.active.number else new.backfilled,
+        backfilled=new.backfilled if other else old.backfilled,
+        pending_rebackfill=new.pending_rebackfill if other else old.pending_rebackfill,
         dead_in_row=old.dead_in_row,
         created_at=old.created_at,
         updated_at=old.updated_at,
@@ -45,19 +51,6 @@ def recovered(table: VectorTable) -> VectorTable:
 
 def blocked(table: VectorTable, reason: str | None) -> VectorTable:
     return replace(table, blocked=reason)
-
-
-def backfilled(table: VectorTable, generation: int) -> VectorTable:
-    """Only the active generation's backfill counts: a building one serves nobody yet."""
-    if table.active.number != generation:
-        return table
-    return replace(table, backfilled=True, pending_rebackfill=False)
-
-
-def ready(table: VectorTable, generation: int) -> VectorTable:
-    return replace(
-        table, generations=tuple(replace(g, ready=True) if g.number == generation else g for g in table.generations)
-    )
 
 
 def source_columns(table: VectorTable, found: Generation) -> VectorTable:
