@@ -33,6 +33,8 @@ from walvec.definitions.model import (
     TaskType,
     VectorTable,
 )
+from walvec.definitions.removals import parts
+from walvec.definitions.removals_memory import MemoryRemovals
 from walvec.definitions.tenancy import FIRST_ENVIRONMENT, new_environment, new_organization
 
 Named = TypeVar("Named", Connection, EmbeddingProvider, VectorTable)
@@ -56,6 +58,7 @@ class MemoryControl:
         self.letters = MemoryLetters(self)
         self.progress = MemoryProgress(self)
         self.reports = MemoryReports()
+        self.removals = MemoryRemovals(self)
 
     def table(self, table_id: str) -> VectorTable:
         found = self.feed.current.vector_tables.get(table_id)
@@ -221,6 +224,8 @@ class MemoryDefinitions:
         if old is not None:
             revisions.check(old, etag)
         new = transitions.put(old, table, _now())
+        if old is None and new.source is None:
+            self._control.removals.take_back(new.connection_id)
         if new != old:
             self._control.feed.move(vector_tables={**self._now.vector_tables, table.id: new})
 
@@ -247,8 +252,9 @@ class MemoryDefinitions:
         read = self._control.tasks.ever_read(table_id)
         return self._store(table_id, generations.replaced_active(old, generation, changes or {}, read=read))
 
-    async def abort(self, table_id: str) -> VectorTable:
+    async def abort(self, table_id: str, *, etag: str | None = None) -> VectorTable:
         old = self._control.table(table_id)
+        revisions.check(old, etag)
         new = self._store(table_id, generations.aborted(old))
         assert old.building is not None
         self._control.tasks.cancel(table_id, old.building.number, generations.ABORTED)
@@ -293,13 +299,14 @@ class MemoryDefinitions:
         if new != old:
             self._control.feed.move(connections={**self._now.connections, connection_id: new})
 
-    async def delete_connection(self, connection_id: str) -> None:
+    async def delete_connection(self, connection_id: str) -> Sequence[str]:
         found = self._control.connection(connection_id)
         if self._now.tables_of(connection_id):
             raise Conflict(f"connection {found.name!r} is used by vector tables.", "Delete them first.")
         rest = {k: v for k, v in self._now.connections.items() if k != connection_id}
         self._control.progress.forget(connection_id)
         self._control.feed.move(connections=rest)
+        return self._control.removals.of(connection_id)
 
     async def delete_provider(self, provider_id: str) -> None:
         found = self._now.providers.get(provider_id)
@@ -309,13 +316,15 @@ class MemoryDefinitions:
             raise Conflict(f"embedding provider {found.name!r} is used by vector tables.", "Delete them first.")
         self._control.feed.move(providers={k: v for k, v in self._now.providers.items() if k != provider_id})
 
-    async def delete_vector_table(self, table_id: str) -> None:
-        self._control.table(table_id)
+    async def delete_vector_table(self, table_id: str) -> Sequence[str]:
+        table = self._control.table(table_id)
+        left = self._control.removals.enter(table, parts(table, self._now.tables_of(table.connection_id)))
         self._control.tasks.forget(table_id)
         self._control.letters.forget(table_id)
         self._control.progress.forget_table(table_id)
         self._control.reports.forget(table_id)
         self._control.feed.move(vector_tables={k: v for k, v in self._now.vector_tables.items() if k != table_id})
+        return left
 
 
 def _unique(what: str, new: Named, existing: Mapping[str, Any]) -> None:
@@ -552,6 +561,13 @@ class MemoryProgress:
     async def put(self, connection_id: str, progress: SourceProgress) -> None:
         self._control.connection(connection_id)
         self._progress[connection_id] = progress
+
+    async def advance(self, connection_id: str, progress: SourceProgress) -> bool:
+        stored = self._progress.get(connection_id)
+        if stored is None or stored.slot_created_lsn != progress.slot_created_lsn:
+            return False
+        self._progress[connection_id] = replace(stored, lsn=progress.lsn)
+        return True
 
     async def published(self, connection_id: str) -> Mapping[str, str] | None:
         return self._published.get(connection_id)

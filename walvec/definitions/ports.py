@@ -5,7 +5,8 @@ All methods raise ControlUnavailable when the database cannot be reached, NotFou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from walvec.contracts.letters import DeadLetter
@@ -25,6 +26,7 @@ from walvec.definitions.model import (
     TaskType,
     VectorTable,
 )
+from walvec.definitions.removals import Removal, What
 
 
 class Feed(Protocol):
@@ -149,6 +151,10 @@ class Progress(Protocol):
     async def put(self, connection_id: str, progress: SourceProgress) -> None:
         """Durable on return."""
 
+    async def advance(self, connection_id: str, progress: SourceProgress) -> bool:
+        """As `put`, while what is stored is of the same slot (`slot_created_lsn`). False = it is not, and nothing was
+        stored: a reader that comes late never writes over what belongs to the next one."""
+
     async def published(self, connection_id: str) -> Mapping[str, str] | None:
         """Vector table id -> mark of its place in the publication (`cdc.slots`), as last put. None = never put."""
 
@@ -249,7 +255,7 @@ class Definitions(Protocol):
     ) -> VectorTable:
         """Of a table that was never read, and that nobody has asked to read: else Conflict. Otherwise as `rebuild`."""
 
-    async def abort(self, table_id: str) -> VectorTable:
+    async def abort(self, table_id: str, *, etag: str | None = None) -> VectorTable:
         """What is being built, or has stalled, is gone, its tasks are cancelled. Raises Conflict when there is none,
         or it is being swapped in."""
 
@@ -265,14 +271,46 @@ class Definitions(Protocol):
 
     async def set_connection_status(self, connection_id: str, status: str, message: str = "") -> None: ...
 
-    async def delete_connection(self, connection_id: str) -> None:
-        """Raises Conflict while vector tables use it."""
+    async def delete_connection(self, connection_id: str) -> Sequence[str]:
+        """Raises Conflict while vector tables use it. Returns the removals that are still open at its source."""
 
     async def delete_provider(self, provider_id: str) -> None:
         """Raises Conflict while vector tables use it."""
 
-    async def delete_vector_table(self, table_id: str) -> None:
-        """With its tasks, letters and reports."""
+    async def delete_vector_table(self, table_id: str) -> Sequence[str]:
+        """With its tasks, letters and reports. Returns the removals of what it leaves behind, entered with it."""
+
+
+class Claim(Protocol):
+    """A removal in hand: nobody else works at it, and nobody takes it back. What is said of it is durable once the
+    claim is left; left without a word, it stays as it was."""
+
+    @property
+    def removal(self) -> Removal: ...
+
+    async def done(self) -> None:
+        """Of a slot: with all that is stored of its stream."""
+
+    async def failed(self, reason: str, again_in: float) -> None:
+        """Tried again in so many seconds."""
+
+
+class Removals(Protocol):
+    """What deleted vector tables leave behind, until it is removed. `Definitions` enters them with a deletion, and
+    takes back those of a slot and its publication with a new vector table on their connection."""
+
+    async def open(self, environment_id: str | None = None) -> list[Removal]: ...
+
+    def claim(
+        self, removal_id: str | None = None, *, but: Collection[str] = ()
+    ) -> AbstractAsyncContextManager[Claim | None]:
+        """This one, or the next that is due. None: there is none, or others have it in hand."""
+
+    async def put(self, table: VectorTable, what: Sequence[What]) -> Sequence[str]:
+        """Of a vector table that was never entered, or not wholly."""
+
+    async def give_up(self, removal_id: str) -> None:
+        """It is not removed any more. Raises NotFound."""
 
 
 class Control(Protocol):
@@ -301,5 +339,8 @@ class Control(Protocol):
 
     @property
     def reports(self) -> Reports: ...
+
+    @property
+    def removals(self) -> Removals: ...
 
     async def close(self) -> None: ...

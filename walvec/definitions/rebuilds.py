@@ -48,9 +48,10 @@ class Rebuilds:
             new = generations.replaced_active(old, generation, changes or {}, read=read)
             return await self._store(conn, new)
 
-    async def abort(self, table_id: str) -> VectorTable:
+    async def abort(self, table_id: str, *, etag: str | None = None) -> VectorTable:
         async with self._pool.ordered() as conn:
             old = await stored.locked(conn, table_id)
+            revisions.check(old, etag)
             new = generations.aborted(old)
             assert old.building is not None
             await cancel_tasks(conn, table_id, old.building.number, generations.ABORTED)
