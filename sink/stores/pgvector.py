@@ -6,6 +6,7 @@ Next: `pgvector_layout.py` (what is stored), `pgvector_apply.py` (how it is writ
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from copy import copy
 
 import numpy as np
 import psycopg
@@ -48,10 +49,19 @@ class PgvectorStore:
 
     def __init__(self, dsn: str, schema: str, *, own_database: bool = False) -> None:
         self._sessions = Sessions(dsn, guarded=own_database)
-        self._slow = Sessions(dsn, limit=2, guarded=own_database)  # index builds and comparisons must not keep writers waiting
+        self._slow = Sessions(
+            dsn, limit=2, guarded=own_database
+        )  # index builds and comparisons must not keep writers waiting
         self._schema = schema
         self._own_database = own_database
         self._layouts: dict[tuple[str, int], tuple[Generation, Layout]] = {}
+
+    def beside(self, schema: str) -> PgvectorStore:
+        """Another schema of the same database, over the same connections; closed together."""
+        other = copy(self)
+        other._schema = schema
+        other._layouts = {}
+        return other
 
     # ---------------------------------------------------------------- storage
 

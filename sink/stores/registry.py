@@ -1,6 +1,6 @@
 """A vector table -> the store it lives in, by its `store` and `mode`: the port of the API and of the embedder.
 
-One adapter per database. Next: `port.py`.
+One adapter per database and schema, over one set of connections per database. Next: `port.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sink.stores.pgvector import PgvectorStore
 from sink.stores.port import Store
 from walvec.contracts.errors import ConfigError, DefinitionError, NotFound
 from walvec.contracts.position import Position
-from walvec.contracts.stores import Applied, Differences, Filter, Hit, StoredVersion
+from walvec.contracts.stores import Applied, Differences, Filter, Hit, Place, StoredVersion
 from walvec.contracts.vectors import VectorRecord
 from walvec.definitions.model import Connection, Generation, VectorTable
 from walvec.definitions.ports import Control
@@ -29,7 +29,7 @@ class Stores:
     def __init__(self, settings: Settings, control: Control) -> None:
         self._settings = settings
         self._feed = control.feed
-        self._open: dict[tuple[str, bool], Store] = {}
+        self._open: dict[tuple[str, bool, str], PgvectorStore] = {}
 
     async def of(self, table: VectorTable) -> Store:
         """Raises DefinitionError, ConfigError, NotFound."""
@@ -45,10 +45,13 @@ class Stores:
             if url is None:
                 raise ConfigError("No pgvector database is configured.", "Set WALVEC_PGVECTOR__URL.")
             dsn = url.get_secret_value()
-        key = (dsn, table.mode == "platform")
+        own = table.mode == "platform"
+        key = (dsn, own, table.view_schema)
         found = self._open.get(key)
         if found is None:
-            found = self._open[key] = PgvectorStore(dsn, self._settings.schema_name, own_database=key[1])
+            same = next((store for (*place, _), store in self._open.items() if place == [dsn, own]), None)
+            found = same.beside(table.view_schema) if same else PgvectorStore(dsn, table.view_schema, own_database=own)
+            self._open[key] = found
         return found
 
     async def _connection(self, table: VectorTable) -> Connection:
@@ -95,9 +98,13 @@ class Stores:
         limit: int,
         where: Filter | None = None,
         min_score: float | None = None,
+        after: Place | None = None,
+        vectors: bool = False,
     ) -> list[Hit]:
         store = await self.of(table)
-        return await store.search(table, generation, vector, limit=limit, where=where, min_score=min_score)
+        return await store.search(
+            table, generation, vector, limit=limit, where=where, min_score=min_score, after=after, vectors=vectors
+        )
 
     async def count(self, table: VectorTable, generation: Generation) -> int:
         return await (await self.of(table)).count(table, generation)

@@ -221,11 +221,6 @@ class Settings(BaseSettings):
         """Environment above the file: init arguments carry the file's values."""
         return (env_settings, init_settings)
 
-    @property
-    def schema_name(self) -> str:
-        """Schema of the views in the store's database."""
-        return "walvec" if self.environment == "prod" else f"walvec_{self.environment}"
-
 
 def settings_from(values: dict[str, Any]) -> Settings:
     """Settings from a mapping (a parsed file) below the environment. Raises pydantic.ValidationError."""
