@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from walvec.contracts.sources import Check, SlotView, SourceTable
-from walvec.contracts.stores import Differences, Filter, Hit
+from walvec.contracts.stores import Differences, Filter, Hit, Place
 from walvec.definitions.model import Connection, EmbeddingProvider, Generation, VectorTable
 from walvec.transport.records import StoredRecord
 
@@ -78,6 +78,8 @@ class SearchStore(Protocol):
         limit: int,
         where: Filter | None = None,
         min_score: float | None = None,
+        after: Place | None = None,
+        vectors: bool = False,
     ) -> list[Hit]: ...
 
     async def compare(

@@ -14,8 +14,9 @@ import numpy as np
 import orjson
 
 from walvec.contracts.errors import DefinitionError, StoreRejected
+from walvec.contracts.keys import key_hex
 from walvec.contracts.position import ZERO, Position
-from walvec.contracts.stores import Applied, Condition, Differences, Filter, Hit, StoredVersion
+from walvec.contracts.stores import Applied, Condition, Differences, Filter, Hit, Place, StoredVersion
 from walvec.contracts.vectors import Chunk, VectorRecord
 from walvec.definitions.model import Generation, VectorTable
 from walvec.definitions.views import check_view
@@ -133,6 +134,8 @@ class MemoryStore:
         limit: int,
         where: Filter | None = None,
         min_score: float | None = None,
+        after: Place | None = None,
+        vectors: bool = False,
     ) -> list[Hit]:
         known = {c.name for c in generation.metadata_columns} | {k.name for k in generation.key}
         hits = []
@@ -147,11 +150,16 @@ class MemoryStore:
                 if norm == 0:
                     continue
                 score = float(np.dot(chunk.vector, vector)) / norm
-                if min_score is None or score >= min_score:
-                    metadata = {c.name: row.metadata.get(c.name) for c in generation.metadata_columns}
-                    hits.append(Hit(orjson.loads(key), chunk.no, score, chunk.text, metadata))
-        hits.sort(key=lambda h: -h.score)
-        return hits[:limit]
+                metadata = {c.name: row.metadata.get(c.name) for c in generation.metadata_columns}
+                place = Place(1 - score, bytes.fromhex(key_hex(key)), chunk.no)
+                shown = chunk.vector.tolist() if vectors else None
+                hits.append(Hit(orjson.loads(key), chunk.no, score, chunk.text, metadata, place, shown))
+        hits.sort(key=lambda h: h.place)
+        if after is not None:
+            hits = [h for h in hits if h.place[:3] > after[:3]]
+        first = after.rank + 1 if after is not None else 1
+        hits = [replace(h, place=h.place._replace(rank=first + i)) for i, h in enumerate(hits[:limit])]
+        return [h for h in hits if min_score is None or h.score >= min_score]
 
     async def count(self, table: VectorTable, generation: Generation) -> int:
         return sum(r.live for r in self._storage(table, generation).rows.values())

@@ -12,8 +12,8 @@ from typing import Any
 
 import psycopg
 
+from sink.stores.pgvector_filters import is_text
 from sink.stores.pgvector_layout import Layout, StoredColumn, ident, literal
-from sink.stores.pgvector_search import is_text
 from sink.stores.pgvector_session import Session
 from walvec.contracts.errors import DefinitionError
 

@@ -1,7 +1,8 @@
-"""A query vector and a filter -> one SELECT with bound parameters, and rows -> hits. Pure but for `search`.
+"""A query vector and a filter -> the nearest rows, best first, ties by key and chunk.
 
-Law: the column's type in the store decides how it is compared; a value that does not fit is a DefinitionError that
-names the type. Next: `pgvector_compare.py`.
+The index answers where it keeps its recall: without a filter, or with one that leaves many rows. A filter that leaves
+few is answered exactly, and so is a search that the index gives too little for: it stops after a number of rows that
+do not pass (rows that died, a filter whose rows lie far away). Next: `pgvector_filters.py`, `pgvector_compare.py`.
 """
 
 from __future__ import annotations
@@ -9,149 +10,38 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
+from struct import Struct
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import orjson
 import psycopg
 
+from sink.stores.pgvector_filters import FilterSql
 from sink.stores.pgvector_layout import FIRST_ITERATIVE_VERSION, Layout, StoredColumn
-from sink.stores.pgvector_session import Session, is_data_error
-from walvec.contracts.errors import DecodeError, DefinitionError
-from walvec.contracts.stores import Condition, Filter, Hit
+from sink.stores.pgvector_session import QueryVector, Session, is_data_error
+from walvec.contracts.errors import DefinitionError
+from walvec.contracts.stores import Filter, Hit, Place
 
-TEXT_TYPES = frozenset({"text", "character varying", "character", "citext", "name", '"char"', "bpchar"})
-_INTEGERS = frozenset({"smallint", "integer", "bigint", "oid"})
-_FLOATS = frozenset({"real", "double precision"})
-_SQL_OP = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
-_BIGINT = 2**63
-
-
-def is_text(column: StoredColumn) -> bool:
-    """Compared as text, letter by letter: also what is stored as text because the database lacks its type."""
-    if column.type.endswith("[]"):
-        return False
-    return column.type == "text" or column.type.split("(")[0] in TEXT_TYPES or column.base_type in TEXT_TYPES
+_HEAD = Struct(">hh").pack
+_EF_LEAST, _EF_MOST = 100, 1000
+_EXACT_FLOATS = 20_000 * 256
+"""So many numbers are compared in some ten milliseconds: up to here a filtered search is exact."""
+_SCAN_TUPLES = 40_000
+_GONE = ("42P01", "42703", "3F000")
 
 
-def vector_text(vector: np.ndarray) -> str:
-    return "[" + ",".join(map(repr, np.asarray(vector, dtype=np.float32).tolist())) + "]"
-
-
-class FilterSql:
-    """Builds a WHERE clause; `parameters` in the order of their placeholders."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self.parameters: list[Any] = []
-
-    def build(self, where: Filter) -> str:
-        parts = [self._condition(c) for c in where.conditions]
-        parts += [
-            "(" + " OR ".join(f"({self.build(option)})" for option in group) + ")" if group else "false"
-            for group in where.any_of
-        ]
-        return " AND ".join(parts) if parts else "true"
-
-    def _condition(self, condition: Condition) -> str:
-        column, op, value = self._layout.column(condition.field), condition.op, condition.value
-        name = f"t.{column.physical}"
-        if op == "exists":
-            if not isinstance(value, bool):
-                raise _misfit(column, "`exists` takes true or false")
-            return f"{name} IS NOT NULL" if value else f"{name} IS NULL"
-        if op in ("in", "nin"):
-            if not isinstance(value, list | tuple):
-                raise _misfit(column, f"`{op}` takes a list")
-            found = [self._equal(column, v) for v in value]
-            inside = " OR ".join(found) if found else "false"
-            return f"({inside})" if op == "in" else f"(({inside}) IS NOT TRUE)"
-        if op == "eq":
-            return self._equal(column, value)
-        if op == "ne":
-            return f"({self._equal(column, value)} IS NOT TRUE)"
-        return self._range(column, _SQL_OP[op], value)
-
-    def _equal(self, column: StoredColumn, value: Any) -> str:
-        name = f"t.{column.physical}"
-        if value is None:
-            return f"({name} IS NULL)"
-        if column.codec.name.startswith("array:") and column.type.endswith("[]"):
-            element = column.type[:-2]
-            text = value if isinstance(value, str) else _plain(value)
-            self.parameters.append(text)
-            return f"(CAST(%s AS {element}) = ANY ({name}))"
-        if column.codec.name == "json" and not is_text(column):
-            self.parameters.append(orjson.dumps(value).decode())
-            return f"(CAST({name} AS jsonb) = CAST(%s AS jsonb))"
-        if is_text(column):
-            if isinstance(value, list | dict):
-                raise _misfit(column, "it is compared with a string")
-            self.parameters.append(value if isinstance(value, str) else _plain(value))
-            return f"(CAST({name} AS text) = %s)"
-        return f"({name} = {self._typed(column, value)})"
-
-    def _range(self, column: StoredColumn, op: str, value: Any) -> str:
-        name = f"t.{column.physical}"
-        if is_text(column):
-            if not isinstance(value, str):
-                raise _misfit(column, "a text column is compared with a string")
-            self.parameters.append(value)
-            return f'(CAST({name} AS text) COLLATE "C" {op} %s)'
-        if column.codec.name.startswith("array:") or column.codec.name in ("json", "bool") or value is None:
-            raise _misfit(column, "it has no order; use eq, ne, in, nin or exists")
-        return f"({name} {op} {self._typed(column, value)})"
-
-    def _typed(self, column: StoredColumn, value: Any) -> str:
-        """A placeholder cast so that the column's own index can serve the comparison."""
-        base = column.base_type
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        if base == "boolean":
-            if not isinstance(value, bool):
-                raise _misfit(column, "it is compared with true or false")
-            self.parameters.append(value)
-            return "%s"
-        if base in _INTEGERS or base in _FLOATS or base == "numeric":
-            if not numeric:
-                value = _number(column, value)
-            if base == "real":
-                cast = "real"
-            elif base == "double precision":
-                cast = "double precision"
-            elif base in _INTEGERS and isinstance(value, int) and -_BIGINT <= value < _BIGINT:
-                cast = "bigint"
-            else:
-                cast = "numeric"
-            self.parameters.append(_plain(value))
-            return f"CAST(%s AS {cast})"
-        if not isinstance(value, str):
-            raise _misfit(column, f"it is compared with a string in the form of {column.type}")
-        try:
-            self.parameters.append(column.codec.decode(value))
-        except (DecodeError, ValueError) as e:
-            raise _misfit(column, "the value has another form") from e
-        return f"CAST(%s AS {column.type})"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return repr(value) if isinstance(value, float) else str(value)
-
-
-def _number(column: StoredColumn, value: Any) -> Any:
-    try:
-        return Decimal(value) if isinstance(value, str) else _refuse(column)
-    except InvalidOperation as e:
-        raise _misfit(column, "it is compared with a number") from e
-
-
-def _refuse(column: StoredColumn) -> Any:
-    raise _misfit(column, "it is compared with a number")
-
-
-def _misfit(column: StoredColumn, why: str) -> DefinitionError:
-    return DefinitionError(f"The filter on {column.name!r} ({column.type}) does not fit: {why}.", "Change the filter.")
+def vector_bytes(layout: Layout, vector: np.ndarray) -> QueryVector:
+    numbers = np.asarray(vector, dtype=np.float32)
+    if len(numbers) != layout.dimensions:
+        raise DefinitionError(
+            f"The query vector has {len(numbers)} dimensions, the vector table {layout.dimensions}.",
+            "Embed the query with the vector table's model.",
+        )
+    if layout.half:  # only the direction counts, and a half cannot hold large numbers
+        numbers = numbers / max(float(np.abs(numbers).max()), 1e-30)
+    return QueryVector(_HEAD(layout.dimensions, 0) + numbers.astype(">f2" if layout.half else ">f4").tobytes())
 
 
 def json_value(column: StoredColumn, raw: bytes | None) -> Any:
@@ -179,55 +69,146 @@ async def search(
     vector: np.ndarray,
     *,
     limit: int,
-    where: Filter | None,
-    min_score: float | None,
+    where: Filter | None = None,
+    min_score: float | None = None,
+    after: Place | None = None,
+    vectors: bool = False,
 ) -> list[Hit]:
-    if len(vector) != layout.dimensions:
-        raise DefinitionError(
-            f"The query vector has {len(vector)} dimensions, the vector table {layout.dimensions}.",
-            "Embed the query with the vector table's model.",
-        )
+    query = vector_bytes(layout, vector)
     if limit < 1:
         return []
-    filters = FilterSql(layout)
-    clause = filters.build(where) if where is not None else "true"
-    text = vector_text(vector)
-    own = "".join(f", t.{c.physical}" for c in layout.metadata)
-    statement = (
-        f"SELECT t.key, t.chunk, t.embedded_text, t.embedding <=> %s::{layout.vector_type}{own} FROM {layout.table} t "
-        f"WHERE t.live AND {clause} ORDER BY t.embedding <=> %s::{layout.vector_type} LIMIT %s"
-    )
-    settings = f"SELECT set_config('hnsw.ef_search', '{min(1000, max(40, limit))}', true)"
-    if layout.version >= FIRST_ITERATIVE_VERSION:
-        settings += ", set_config('hnsw.iterative_scan', 'strict_order', true)"
+    work = _Search(session, layout, query, where, after, vectors, limit)
     try:
-        async with session.conn.transaction(), session.conn.cursor() as cur:
-            # plans differ with the filter's values and the index that may come: never a stored generic plan
-            await cur.execute(settings.encode())
-            await cur.execute(statement.encode(), (text, *filters.parameters, text, limit), prepare=False)
-            result = cur.pgresult
-            assert result is not None
-            return _hits(layout, result, min_score)
+        rows = await work.by_index() if await work.index_serves() else None
+        if rows is None or rows.ntuples < limit:
+            rows = await work.exactly()
     except psycopg.Error as e:
-        if where is not None and (is_data_error(e) or (e.sqlstate or "").startswith("42")):
+        misfit = is_data_error(e) or (e.sqlstate or "").startswith("42")
+        if where is not None and misfit and e.sqlstate not in _GONE:
             raise DefinitionError(
                 f"A filter value does not fit its column: {(e.diag.message_primary or str(e)).strip()}.",
                 "Change the filter.",
             ) from e
         raise
+    return _hits(layout, rows, min_score, after, vectors)
 
 
-def _hits(layout: Layout, result: Any, min_score: float | None) -> list[Hit]:
+class _Search:
+    def __init__(
+        self,
+        session: Session,
+        layout: Layout,
+        query: QueryVector,
+        where: Filter | None,
+        after: Place | None,
+        vectors: bool,
+        limit: int,
+    ) -> None:
+        self._session, self._layout, self._query = session, layout, query
+        self._filtered = where is not None
+        self._depth = limit + (after.rank if after is not None else 0)
+        filters = FilterSql(layout)
+        self._clause = f"t.live AND {filters.build(where)}" if where is not None else "t.live"
+        self._filter_values = tuple(filters.parameters)
+        self._distance = f"t.embedding <=> %s::{'halfvec' if layout.half else 'vector'}"
+        self._place = (after.distance, UUID(bytes=after.identity), after.chunk) if after is not None else ()
+        self._columns = ", t.embedding::text" if vectors else ""
+        self._columns += "".join(f", t.{c.physical}" for c in layout.metadata)
+        self._limit = limit
+        self._share = 1.0
+
+    async def index_serves(self) -> bool:
+        layout = self._layout
+        if not layout.ann_possible or 2 * self._depth > _EF_MOST:
+            return False
+        if not self._filtered:
+            return True
+        if layout.version < FIRST_ITERATIVE_VERSION:
+            return False
+        passing = await self._estimate(self._clause, self._filter_values)
+        if passing * layout.dimensions <= _EXACT_FLOATS:
+            return False
+        # where passing rows lie far from the query, the nearest hold too few of them: the search is exact then
+        self._share = min(1.0, passing / max(1.0, await self._estimate("t.live", ())))
+        return self._nearest <= _EF_MOST
+
+    @property
+    def _nearest(self) -> int:
+        """So many of the nearest rows hold `depth` passing ones, unless these lie elsewhere."""
+        return int((self._depth + 4 * math.sqrt(self._depth) + 10) / self._share)
+
+    async def _estimate(self, clause: str, values: tuple[Any, ...]) -> float:
+        """How many rows the planner expects."""
+        statement = f"EXPLAIN (FORMAT JSON) SELECT FROM {self._layout.table} t WHERE {clause}"
+        cur = await self._session.conn.execute(statement.encode(), values, prepare=False)
+        row = await cur.fetchone()
+        assert row is not None
+        return float(row[0][0]["Plan"]["Plan Rows"])
+
+    async def by_index(self) -> Any:
+        wanted = self._nearest if self._filtered else 2 * self._depth
+        beam = min(_EF_MOST, max(_EF_LEAST, wanted))
+        await self._session.search_settings(beam, _SCAN_TUPLES, self._layout.version >= FIRST_ITERATIVE_VERSION)
+        if not self._filtered:
+            return await self._run(self._statement(self._distance))
+        # the index alone would not say that it gave up, and would fill up with what it happens to know
+        nearest = (
+            f"(SELECT t.*, {self._distance} AS distance FROM {self._layout.table} t WHERE t.live "
+            f"ORDER BY distance, t.key_id, t.chunk LIMIT {self._nearest})"
+        )
+        behind = " AND (t.distance, t.key_id, t.chunk) > (%s::float8, %s::uuid, %s::integer)" if self._place else ""
+        statement = (
+            f"SELECT {self._shown('t.distance')} FROM {nearest} t WHERE {self._clause}{behind} LIMIT {self._limit}"
+        )
+        return await self._run(statement, (self._query, *self._filter_values, *self._place))
+
+    async def exactly(self) -> Any:
+        """By an expression that no index orders by; the number stays the same, so that pages fit together."""
+        return await self._run(self._statement(f"({self._distance}) + 0"))
+
+    def _shown(self, distance: str) -> str:
+        return f"t.key, t.key_id, t.chunk, {distance} AS distance, t.embedded_text{self._columns}"
+
+    def _statement(self, distance: str) -> str:
+        behind = f" AND ({self._distance}, t.key_id, t.chunk) > (%s::float8, %s::uuid, %s::integer)"
+        return (
+            f"SELECT {self._shown(distance)} FROM {self._layout.table} t "
+            f"WHERE {self._clause}{behind if self._place else ''} "
+            f"ORDER BY distance, t.key_id, t.chunk LIMIT {self._limit}"
+        )
+
+    async def _run(self, statement: str, parameters: tuple[Any, ...] | None = None) -> Any:
+        if parameters is None:
+            parameters = (self._query, *self._filter_values, *((self._query, *self._place) if self._place else ()))
+        # plans differ with the filter's values: never a stored generic plan
+        cur = await self._session.conn.execute(statement.encode(), parameters, prepare=False)
+        return cur.pgresult
+
+
+def _hits(layout: Layout, result: Any, min_score: float | None, after: Place | None, vectors: bool) -> list[Hit]:
     hits = []
+    rank = after.rank if after is not None else 0
+    first = 6 if vectors else 5
+    value = result.get_value
     for row in range(result.ntuples):
-        distance = float(result.get_value(row, 3))
+        distance = float(value(row, 3))
         score = 1.0 - distance
         if math.isnan(distance) or (min_score is not None and score < min_score):
             continue  # a vector of zeros has no direction
-        key = orjson.loads(bytes.fromhex(result.get_value(row, 0)[2:].decode()))
-        metadata = {c.name: json_value(c, result.get_value(row, 4 + i)) for i, c in enumerate(layout.metadata)}
-        text = result.get_value(row, 2)
-        hits.append(Hit(key, int(result.get_value(row, 1)), score, (text or b"").decode(), metadata))
+        key = orjson.loads(bytes.fromhex(value(row, 0)[2:].decode()))
+        chunk = int(value(row, 2))
+        rank += 1
+        hits.append(
+            Hit(
+                key,
+                chunk,
+                score,
+                (value(row, 4) or b"").decode(),
+                {c.name: json_value(c, value(row, first + i)) for i, c in enumerate(layout.metadata)},
+                Place(distance, bytes.fromhex(value(row, 1).replace(b"-", b"").decode()), chunk, rank),
+                orjson.loads(value(row, 5)) if vectors else None,
+            )
+        )
     return hits
 
 

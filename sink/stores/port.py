@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from walvec.contracts.position import Position
-from walvec.contracts.stores import Applied, Differences, Filter, Hit, StoredVersion
+from walvec.contracts.stores import Applied, Differences, Filter, Hit, Place, StoredVersion
 from walvec.contracts.vectors import VectorRecord
 from walvec.definitions.model import Generation, VectorTable
 
@@ -57,7 +57,11 @@ class Store(Protocol):
         limit: int,
         where: Filter | None = None,
         min_score: float | None = None,
-    ) -> list[Hit]: ...
+        after: Place | None = None,
+        vectors: bool = False,
+    ) -> list[Hit]:
+        """The nearest rows, best first, ties by key and chunk; behind `after`, a hit's place. With `min_score`: those
+        of the `limit` nearest that reach it. A filter costs no recall."""
 
     async def count(self, table: VectorTable, generation: Generation) -> int:
         """Live keys."""

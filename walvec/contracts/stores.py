@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from walvec.contracts.position import Position
 from walvec.contracts.vectors import VectorRecord
@@ -48,15 +48,30 @@ class Filter:
     any_of: tuple[tuple[Filter, ...], ...] = ()
 
 
+class Place(NamedTuple):
+    """Where a search result stands among all: by distance, then key, then chunk. A page goes on behind the last one's.
+    `rank`: how many stand before it, as far as pages were read."""
+
+    distance: float
+    identity: bytes
+    chunk: int
+    rank: int = 0
+
+
+_NOWHERE = Place(0.0, bytes(16), 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One search result. `key`: key columns by name, JSON values; `score`: cosine similarity."""
+    """One search result. `key`: key columns by name, JSON values; `score`: cosine similarity; `vector`: if wanted."""
 
     key: Mapping[str, Any]
     chunk: int
     score: float
     text: str
     metadata: Mapping[str, Any]
+    place: Place = _NOWHERE
+    vector: Sequence[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
