@@ -17,6 +17,7 @@ from walvec.contracts.errors import Conflict, NotFound
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import Position
 from walvec.definitions import generations, revisions, transitions
+from walvec.definitions.answers import MemoryAnswers
 from walvec.definitions.model import (
     DEFAULT_ORGANIZATION,
     ApiKey,
@@ -33,6 +34,7 @@ from walvec.definitions.model import (
     TaskType,
     VectorTable,
 )
+from walvec.definitions.permits import MemoryPermits
 from walvec.definitions.removals import parts
 from walvec.definitions.removals_memory import MemoryRemovals
 from walvec.definitions.tenancy import FIRST_ENVIRONMENT, new_environment, new_organization
@@ -58,6 +60,8 @@ class MemoryControl:
         self.letters = MemoryLetters(self)
         self.progress = MemoryProgress(self)
         self.reports = MemoryReports()
+        self.permits = MemoryPermits()
+        self.answers = MemoryAnswers()
         self.removals = MemoryRemovals(self)
 
     def table(self, table_id: str) -> VectorTable:
@@ -116,6 +120,7 @@ class MemoryAccounts:
             organizations={**self._now.organizations, organization.id: replace(organization, created_at=_now())},
             environments={**self._now.environments, environment.id: replace(environment, created_at=_now())},
             api_keys={**self._now.api_keys, key.id: replace(key, created_at=_now())},
+            keys_needed=self._now.keys_needed or key.permission == "full",
         )
 
     def _deletable(self, org_id: str) -> Organization:
@@ -167,7 +172,10 @@ class MemoryAccounts:
     async def create_key(self, key: ApiKey) -> None:
         if key.org_id not in self._now.organizations:
             raise NotFound("there is no such organization.")
-        self._feed.move(api_keys={**self._now.api_keys, key.id: replace(key, created_at=_now())})
+        self._feed.move(
+            api_keys={**self._now.api_keys, key.id: replace(key, created_at=_now())},
+            keys_needed=self._now.keys_needed or key.permission == "full",
+        )
 
     async def revoke_key(self, key_id: str) -> None:
         found = self._now.api_keys.get(key_id)

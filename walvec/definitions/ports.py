@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import Position
+from walvec.definitions.answers import Begun, KeptAnswer, RequestKey
 from walvec.definitions.model import (
     ApiKey,
     BridgeProgress,
@@ -26,6 +27,7 @@ from walvec.definitions.model import (
     TaskType,
     VectorTable,
 )
+from walvec.definitions.permits import Lease
 from walvec.definitions.removals import Removal, What
 
 
@@ -313,11 +315,39 @@ class Removals(Protocol):
         """It is not removed any more. Raises NotFound."""
 
 
+class Permits(Protocol):
+    """A rate limit's count, shared by all API processes."""
+
+    async def lease(self, subject: str, limit: int, seconds: int, wanted: int) -> Lease:
+        """At most `wanted` permits, counted at once, so that all together stay below `limit` in a sliding window."""
+
+
+class Answers(Protocol):
+    """Answers of requests that carry an idempotency key (see `answers`). Durable on return."""
+
+    async def begin(self, key: RequestKey, request: str, digest: bytes) -> Begun: ...
+
+    async def prolong(self, key: RequestKey, attempt: str) -> None:
+        """The attempt is still alive."""
+
+    async def finish(self, key: RequestKey, attempt: str, answer: KeptAnswer) -> None:
+        """Does nothing when another attempt has the key by now."""
+
+    async def abandon(self, key: RequestKey, attempt: str) -> None:
+        """Nothing was done: the key is free."""
+
+
 class Control(Protocol):
     """The control database of all organizations and environments."""
 
     @property
     def accounts(self) -> Accounts: ...
+
+    @property
+    def permits(self) -> Permits: ...
+
+    @property
+    def answers(self) -> Answers: ...
 
     @property
     def definitions(self) -> Definitions: ...

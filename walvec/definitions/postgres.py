@@ -7,32 +7,34 @@ something changed. Next: `feed` (how others feel it), `tasks`, `letters`, `progr
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from walvec.contracts.errors import NotFound
-from walvec.definitions import revisions, transitions
-from walvec.definitions.accounts import ControlAccounts
+from walvec.definitions import removals, revisions, transitions
+from walvec.definitions.accounts import ControlAccounts, read_accounts
+from walvec.definitions.answers import ControlAnswers
 from walvec.definitions.feed import ControlFeed
 from walvec.definitions.letters import ControlLetters
 from walvec.definitions.model import (
-    ApiKey,
     Connection,
     EmbeddingProvider,
-    Environment,
     Generation,
-    Organization,
     Snapshot,
     VectorTable,
 )
+from walvec.definitions.permits import ControlPermits
+from walvec.definitions.pool import Connection as Session
 from walvec.definitions.pool import Pool, connect
 from walvec.definitions.progress import ControlProgress, ControlReports
 from walvec.definitions.rebuilds import Rebuilds, Swaps
+from walvec.definitions.removals import ControlRemovals
 from walvec.definitions.rows import table_from, table_json
 from walvec.definitions.schema import prepare
 from walvec.definitions.secrets import Secrets
-from walvec.definitions.stored import TABLES, find, transform, write
+from walvec.definitions.stored import TABLES, find, locked, transform, write
 from walvec.definitions.tasks import ControlTasks, as_json, instant, storable
 
 
@@ -54,14 +56,24 @@ async def open_control(dsn: str, *, environment: str, secret_key: str) -> Contro
         await pool.close()
         raise
     feed.start()
-    return ControlDatabase(pool, definitions, feed)
+    return ControlDatabase(pool, definitions, feed, ControlRemovals(pool, secrets), ControlAnswers(pool, secrets))
 
 
 class ControlDatabase:
     """Implements `ports.Control`."""
 
-    def __init__(self, pool: Pool, definitions: ControlDefinitions, feed: ControlFeed) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        definitions: ControlDefinitions,
+        feed: ControlFeed,
+        removals: ControlRemovals,
+        answers: ControlAnswers,
+    ) -> None:
         self._pool = pool
+        self.answers = answers
+        self.permits = ControlPermits(pool)
+        self.removals = removals
         self.definitions = definitions
         self.feed = feed
         self.accounts = ControlAccounts(pool)
@@ -95,8 +107,8 @@ class ControlDefinitions(Rebuilds):
 
     async def _read(self) -> Snapshot:
         async with self._pool.transaction(snapshot=True) as conn:
-            cursor = await conn.execute("SELECT version FROM walvec_control.installation")
-            ((version,),) = await cursor.fetchall()
+            cursor = await conn.execute("SELECT version, keys_needed FROM walvec_control.installation")
+            ((version, keys_needed),) = await cursor.fetchall()
             cursor = await conn.execute(
                 "SELECT id, name, provider, mode, credentials, on_slot_loss, status, status_message, created_at,"
                 " environment_id FROM walvec_control.connections ORDER BY created_at, id"
@@ -109,21 +121,8 @@ class ControlDefinitions(Rebuilds):
             providers = {r[0]: self._provider(r) for r in await cursor.fetchall()}
             cursor = await conn.execute(f"{TABLES} ORDER BY t.created_at, t.id")
             tables = {t.id: t for t in (table_from(*r) for r in await cursor.fetchall())}
-            cursor = await conn.execute(
-                "SELECT id, org_id, name, view_schema, created_at FROM walvec_control.environments"
-                " ORDER BY created_at, id"
-            )
-            environments = {r[0]: Environment(r[0], r[1], r[2], r[3], instant(r[4])) for r in await cursor.fetchall()}
-            cursor = await conn.execute(
-                "SELECT id, name, status, created_at FROM walvec_control.organizations ORDER BY created_at, id"
-            )
-            organizations = {r[0]: Organization(r[0], r[1], r[2], instant(r[3])) for r in await cursor.fetchall()}
-            cursor = await conn.execute(
-                "SELECT id, org_id, name, digest, prefix, permission, created_by, created_at, revoked_at"
-                " FROM walvec_control.api_keys ORDER BY created_at, id"
-            )
-            keys = {r[0]: _key(r) for r in await cursor.fetchall()}
-        return Snapshot(version, connections, providers, tables, environments, organizations, keys)
+            environments, organizations, keys = await read_accounts(conn)
+        return Snapshot(version, connections, providers, tables, environments, organizations, keys, keys_needed)
 
     def _connection(self, row: tuple[Any, ...]) -> Connection:
         return Connection(
@@ -206,7 +205,15 @@ class ControlDefinitions(Rebuilds):
 
     async def put_vector_table(self, table: VectorTable, *, etag: str | None = None) -> None:
         now = instant(datetime.now(UTC))
-        async with self._pool.ordered() as conn:
+        streamed = table.source is None and table.id not in (await self.snapshot()).vector_tables
+        async with self._pool.transaction() as conn:
+            # before the installation's lock: this may wait for a source that is slow to answer
+            reused = streamed and await removals.take_back(conn, table.connection_id)
+            await self._pool.order(conn)
+            if streamed:  # and what was deleted in between
+                reused = await removals.take_back(conn, table.connection_id) or reused
+            if reused:
+                await removals.forget_slot(conn, table.connection_id)
             old = await find(conn, table.id)
             if old is not None:
                 revisions.check(old, etag)
@@ -252,29 +259,32 @@ class ControlDefinitions(Rebuilds):
                 )
                 await self._pool.move(conn)
 
-    async def delete_connection(self, connection_id: str) -> None:
-        await self._delete("connections", "connection", connection_id)
+    async def delete_connection(self, connection_id: str) -> Sequence[str]:
+        async with self._pool.change() as conn:
+            left = await removals.of_deleted_connection(conn, connection_id)
+            await _delete(conn, "connections", "connection", connection_id)
+        return left
 
     async def delete_provider(self, provider_id: str) -> None:
-        await self._delete("providers", "embedding provider", provider_id)
-
-    async def delete_vector_table(self, table_id: str) -> None:
-        await self._delete("vector_tables", "vector table", table_id)
-
-    async def _delete(self, relation: str, noun: str, own_id: str) -> None:
         async with self._pool.change() as conn:
-            if relation == "providers":
-                await self.check_unused(conn, own_id)
-            cursor = await conn.execute(
-                f"DELETE FROM walvec_control.{relation} WHERE id = %s",
-                [own_id],
-            )
-            if cursor.rowcount == 0:
-                raise NotFound(f"there is no {noun} {own_id!r}.")
-            await conn.execute(
-                "DELETE FROM walvec_control.reports WHERE subject = %s",
-                [own_id],
-            )
+            await self.check_unused(conn, provider_id)
+            await _delete(conn, "providers", "embedding provider", provider_id)
+
+    async def delete_vector_table(self, table_id: str) -> Sequence[str]:
+        async with self._pool.change() as conn:
+            table = await locked(conn, table_id)
+            cursor = await conn.execute(f"{TABLES} WHERE t.connection_id = %s", [table.connection_id])
+            others = [table_from(*r) for r in await cursor.fetchall()]
+            left = await removals.enter(conn, table, removals.parts(table, others))
+            await _delete(conn, "vector_tables", "vector table", table_id)
+        return left
+
+
+async def _delete(conn: Session, relation: str, noun: str, own_id: str) -> None:
+    cursor = await conn.execute(f"DELETE FROM walvec_control.{relation} WHERE id = %s", [own_id])
+    if cursor.rowcount == 0:
+        raise NotFound(f"there is no {noun} {own_id!r}.")
+    await conn.execute("DELETE FROM walvec_control.reports WHERE subject = %s", [own_id])
 
 
 class ControlStates(Swaps):
