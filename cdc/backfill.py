@@ -124,6 +124,8 @@ class Backfill:
         cursor = self._cursor = Cursor.load(stored.progress, await work.token(table))
         self._rows_before, self._started = cursor.rows, monotonic()
         if not cursor.read:
+            if not await work.stream.wait_routed(table.id, generation.number):
+                raise StreamRestarted("the stream was restarted")
             async with work.sessions.borrow(work.connection()) as source:
                 target = await reading.target(source, table, generation)
                 self._estimate = max(target.estimated_rows, cursor.rows)

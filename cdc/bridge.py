@@ -20,6 +20,7 @@ from cdc.catalog import leaves_and_enums
 from cdc.debezium_order import Bases, Lives
 from cdc.encoder import TablePlan
 from cdc.oversized import FittingProducer
+from cdc.parts import within
 from cdc.session import open_session, source_errors
 from cdc.stream import Stream
 from cdc.topics import Topics
@@ -218,7 +219,7 @@ class Bridge:
                     await consumer.seek(partition, start)
                     await self._commit(consumer, {partition: start})
         self._owned = owned
-        if 0 in owned and not self._stream.live:
+        if 0 in owned and (not self._stream.live or 0 in new):  # a new session may have other generations
             self._stream.restart(epoch=EPOCH, at=0, horizon=0, fresh=False)
             self._stream.route(table.id, frozenset(g.number for g in table.live_generations))
         elif 0 not in owned and self._stream.live:
@@ -332,11 +333,3 @@ class Bridge:
 def _stopped(table: VectorTable) -> bool:
     """Dead letters of later stages do not stop the bridge: what the topic has still reaches the log."""
     return table.error is not None and table.error.get("kind") in (STRANGE_TOPIC, TableChanged.kind)
-
-
-async def within(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        return

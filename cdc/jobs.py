@@ -64,8 +64,8 @@ class Jobs:
         self._connection_id = connection_id
         self._only = only
         self._running: dict[str, tuple[str, asyncio.Task[None]]] = {}
-        self._known: set[str] = set()
-        """Tables whose first backfill was looked for in this process."""
+        self._known: set[tuple[str, int]] = set()
+        """Tables and active generations whose first backfill was looked for in this process."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`. Works only while the stream is live: another process may hold the slot otherwise."""
@@ -127,7 +127,10 @@ class Jobs:
         tables = {t.id: t for t in self._tables()}
         open_tasks = await self._control.tasks.open_tasks(list(tables)) if tables else []
         for table in tables.values():
-            if not any(t.target_id == table.id and t.task_type in _BACKFILLS for t in open_tasks):
+            own = table.active.number
+            if not any(
+                t.target_id == table.id and t.task_type in _BACKFILLS and t.generation in (0, own) for t in open_tasks
+            ):
                 created = await self._first_backfill(table)
                 if created is not None:
                     open_tasks.append(created)
@@ -143,19 +146,20 @@ class Jobs:
                 self._running[task.id] = (lane, asyncio.create_task(self._guard(work, task)))
 
     async def _first_backfill(self, table: VectorTable) -> Task | None:
-        """`backfill: auto`: exactly one first backfill; what a user cancelled is not begun again."""
-        if table.backfill != "auto" or table.backfilled or table.id in self._known:
+        """`backfill: auto`: exactly one first backfill, of the active generation; what a user cancelled is not begun
+        again."""
+        if table.backfill != "auto" or table.backfilled or (table.id, table.active.number) in self._known:
             return None
         earlier = await self._control.tasks.recent(table.id, 100)
-        if any(t.task_type in _BACKFILLS for t in earlier):
-            self._known.add(table.id)
+        if any(t.task_type in _BACKFILLS and t.generation in (0, table.active.number) for t in earlier):
+            self._known.add((table.id, table.active.number))
             return None
         try:
-            task = await self._control.tasks.create("backfill", table.id, table.live_generations[0].number, {})
+            task = await self._control.tasks.create("backfill", table.id, table.active.number, {})
         except (Conflict, NotFound) as e:
             log.info("no first backfill", extra={"action": "backfill_exists", "table": table.name, "reason": e.kind})
             return None
-        self._known.add(table.id)
+        self._known.add((table.id, table.active.number))
         log.info("first backfill created", extra={"action": "backfill_created", "table": table.name})
         return task
 

@@ -73,9 +73,11 @@ class Reread:
             if letter.key:
                 by_generation.setdefault(letter.generation, []).append(letter)
         for number, group in by_generation.items():
-            generation = table.generation(number) if number else table.live_generations[0]
-            if generation is None or generation.state == "retired":
-                continue  # its store is not fed any more: the letters go with the generation
+            generation = table.generation(number) if number else table.active
+            if generation is None or generation not in table.live_generations:
+                # what it stands for is not fed any more, and never will be again (rule never-back)
+                await self._work.control.letters.remove(table.id, [letter.id for letter in group])
+                continue
             for start in range(0, len(group), BATCH):
                 batch = group[start : start + BATCH]
                 done = await self._read_again(

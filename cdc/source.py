@@ -18,7 +18,7 @@ from cdc.bridge_batch import judge
 from cdc.session import Sessions, open_session, query_error, source_errors
 from walvec.contracts.errors import DecodeError, SourceRejected, SourceUnavailable
 from walvec.contracts.position import parse_lsn
-from walvec.contracts.sources import Check, RowsRead, SlotView, SourceTable
+from walvec.contracts.sources import Check, RowsRead, SlotView, SourceIdentity, SourceTable
 from walvec.contracts.values import decode_key
 from walvec.definitions.model import Connection, Generation, VectorTable
 from walvec.transport.records import StoredRecord
@@ -60,7 +60,7 @@ class SourceAccess:
     async def count(self, connection: Connection, table: VectorTable) -> int:
         """Rows; exact when that takes less than a second, else the planner's estimate."""
         async with self._sessions.borrow(connection) as session:
-            found = await reading.target(session, table, table.live_generations[-1])
+            found = await reading.target(session, table, table.active)
             query = sql.SQL("SELECT count(*) FROM {}").format(found.relation)
             try:
                 async with session.transaction():
@@ -140,6 +140,26 @@ class SourceAccess:
                     continue  # a key of another table's shape has no row here, so it is not among the answers
             async for lines in reading.scan_keys(session, found, texts):
                 yield [(key, shape.text(line)) for line in lines if (key := shape.key(line)) in wanted]
+
+    async def identity(self, connection: Connection) -> SourceIdentity:
+        """Asked anew, not over a kept session. Where the system identifier is closed to this user, it is asked for by
+        replication; where that is closed too, nothing was ever streamed."""
+        session = await open_session(connection.dsn)
+        try:
+            database = str(await catalog.fetch_one(session, "SELECT current_database()"))
+            try:
+                found = await catalog.fetch_one(session, "SELECT system_identifier::text FROM pg_control_system()")
+            except SourceRejected:
+                found = None
+        finally:
+            await session.close()
+        return SourceIdentity(str(found or ""), database)
+
+    async def unpublish(self, connection: Connection, wanted: Sequence[VectorTable]) -> None:
+        """Takes out of the publication what none of these vector tables wants."""
+        async with self._sessions.borrow(connection) as session:
+            names = {(t.source_schema, t.source_table) for t in wanted}
+            await slots.unpublish(session, connection.publication, names)
 
     async def release(self, connection: Connection) -> None:
         """Drops slot and publication. A reader that still holds the slot is given a moment, then ended."""

@@ -71,9 +71,9 @@ class Work:
 
     def generation(self, task: Task) -> Generation:
         table = self.table(task)
-        found = table.generation(task.generation) if task.generation else table.live_generations[0]
-        if found is None or found.state == "retired":
-            raise TaskEnded(f"generation {task.generation} is not kept any more")
+        found = table.generation(task.generation) if task.generation else table.active
+        if found is None or found not in table.live_generations:
+            raise TaskEnded(f"generation {task.generation} is not fed any more")
         return found
 
     async def token(self, table: VectorTable) -> str:

@@ -16,14 +16,15 @@ from walvec.contracts.changes import ALL_GENERATIONS, Change
 def coalesce(changes: Sequence[Change], generation: int, fillable: frozenset[str] = frozenset()) -> list[Change]:
     """Changes of one generation: `t` records as they came, then one per key in the order of first appearance.
 
-    Generation 0 on a record means all of them; records of other generations are left out. `fillable`: columns whose
+    Generation 0 on a record means all that were routed then (rule since-routed); records of others are left out. `fillable`: columns whose
     value in an old image can stand for the same value in `after` (see `Planner.fillable`).
     """
     out: list[Change] = []
     single: dict[bytes, Change] = {}
     several: dict[bytes, list[Change]] = {}
+    first = generation == 1  # spares a call for each change of a table that was never rebuilt
     for change in changes:
-        if change.generation not in (ALL_GENERATIONS, generation):
+        if not (first and change.generation == ALL_GENERATIONS) and not change.concerns(generation):
             continue
         if change.op == "t":
             out.append(change)

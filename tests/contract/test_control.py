@@ -147,12 +147,10 @@ async def test_a_definition_that_is_put_keeps_what_roles_wrote(defined: Control)
     await defined.states.set_backfilled(PRODUCTS.id, 1)
     await defined.definitions.set_paused(PRODUCTS.id, True)
     assert await defined.states.count_dead(PRODUCTS.id, 4) == 4
-    await defined.definitions.put_vector_table(replace(stale, pending_rebackfill=True))
+    await defined.definitions.put_vector_table(replace(stale, pending_rebackfill=True, keep_previous=5))
     now = await table(defined)
     assert (now.active.ready, now.backfilled, now.paused, now.dead_in_row) == (True, True, True, 4)
-    assert now.pending_rebackfill
-    await defined.states.set_backfilled(PRODUCTS.id, 1)
-    assert not (await table(defined)).pending_rebackfill
+    assert (now.pending_rebackfill, now.keep_previous) == (False, 5)
 
 
 async def test_errors_and_dead_letters_in_a_row(defined: Control) -> None:

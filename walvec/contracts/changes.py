@@ -43,6 +43,14 @@ class Change:
     xid: int = 0
     commit_ms: int = 0
 
+    def concerns(self, generation: int) -> bool:
+        """Rule since-routed: a record of all generations is for those that were routed when it was written, up to
+        `newest`. A younger one has its rows from a backfill that began later, and may use columns that are not in it.
+        """
+        return self.generation == generation or (
+            self.generation == ALL_GENERATIONS and generation <= (self.newest or 1)
+        )
+
     def text_of(self, column: str) -> str | None:
         """The Postgres text of a column of `after`; booleans are spelled true and false. KeyError if absent."""
         return _text(column, self.after or {}, self.exact)

@@ -7,20 +7,24 @@ lowest stamp; rule sweep: rows that were deleted meanwhile are swept after it. N
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from walvec.contracts.errors import Conflict, NotFound, PartitionLost, RecordsLost
-from walvec.definitions.model import VectorTable
+from walvec.definitions.model import Task, VectorTable
 from walvec.definitions.ports import Control
 from walvec.transport.ports import Consumer
 
 log = logging.getLogger(__name__)
 
+BACKFILLS = ("backfill", "rebackfill")
+
 
 async def read_again(control: Control, tables: Iterable[VectorTable], reason: str, *, tell: bool = False) -> None:
-    """Opens a sweeping rebackfill of each table, durable on return; a backfill that is open begins anew.
+    """Opens a sweeping rebackfill of each table's live generations, durable on return; one that is open begins anew.
 
-    A table that was never read, and that nobody has asked to read, has nothing to make up for. `tell`: the reason is
+    What was never read, and nobody has asked to read, has nothing to make up for; nor has what is not fed (rule
+    never-back). `tell`: the reason is
     the task's last error, which `status` shows until the table is read.
     """
     for table in tables:
@@ -65,34 +69,39 @@ async def lost_records(error: RecordsLost, table: VectorTable, *, control: Contr
 
 
 async def _read_again(control: Control, table: VectorTable, reason: str, tell: bool) -> None:
-    # as it is stored: the caller's definition may be older than its first backfill
+    # as it is stored: the caller's definition may be older than its first backfill, or than a swap
     table = (await control.definitions.snapshot()).vector_tables.get(table.id, table)
-    generation = next((g.number for g in table.generations if g.state == "active"), None)
-    replaced: list[str] = []
-    for task in await control.tasks.open_tasks([table.id]):
+    open_tasks = await control.tasks.open_tasks([table.id])
+    for task in open_tasks:
         if task.task_type == "repair":
             await control.tasks.update(task.id, progress={})
-        elif task.task_type in ("backfill", "rebackfill"):
-            generation = task.generation
-            replaced.append(task.id)
-    if generation is None or not (replaced or table.backfilled):
-        return
-    try:
-        task = await control.tasks.create(
-            "rebackfill",
-            table.id,
-            generation,
-            {"sweep": True, "reason": reason},
-            instead_of=replaced,
-            reason=f"read anew: {reason}",
+    for generation in table.live_generations:
+        replaced = [t.id for t in open_tasks if t.task_type in BACKFILLS and t.generation == generation.number]
+        fed = table.backfilled if generation.state == "active" else generation.filled
+        if not (replaced or fed):
+            continue
+        try:
+            task = await control.tasks.create(
+                "rebackfill",
+                table.id,
+                generation.number,
+                {**_asked(open_tasks, replaced), "sweep": True, "reason": reason},
+                instead_of=replaced,
+                reason=f"read anew: {reason}",
+            )
+        except Conflict:
+            # somebody asked for one in this moment, which may lack the sweep, so it is replaced; or the generation is
+            # not fed any more
+            await _read_again(control, table, reason, tell)
+            return
+        if tell:
+            await control.tasks.update(task.id, last_error=reason)
+        log.warning(
+            "changes were lost, the table is read again",
+            extra={"action": "read_again", "table": table.name, "generation": generation.number, "reason": reason},
         )
-    except Conflict:
-        # somebody asked for one in this moment: that one may lack the sweep, so it is replaced
-        await _read_again(control, table, reason, tell)
-        return
-    if tell:
-        await control.tasks.update(task.id, last_error=reason)
-    log.warning(
-        "changes were lost, the table is read again",
-        extra={"action": "read_again", "table": table.name, "generation": generation, "reason": reason},
-    )
+
+
+def _asked(tasks: Sequence[Task], replaced: Sequence[str]) -> dict[str, Any]:
+    """What a user has asked for stays asked for."""
+    return {"asked": True} if any(t.params.get("asked") for t in tasks if t.id in replaced) else {}
