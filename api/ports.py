@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from walvec.contracts.sources import Check, SlotView, SourceTable
+from walvec.contracts.sources import Check, SlotView, SourceIdentity, SourceTable
 from walvec.contracts.stores import Differences, Filter, Hit, Place
 from walvec.definitions.model import Connection, EmbeddingProvider, Generation, VectorTable
 from walvec.transport.records import StoredRecord
@@ -54,8 +54,14 @@ class Source(Protocol):
     ) -> AsyncIterator[Sequence[tuple[bytes, str | None]]]:
         """(canonical key, composed text or None) of every row, or of `only` these keys, in batches."""
 
+    async def identity(self, connection: Connection) -> SourceIdentity:
+        """Which database of which server this is."""
+
+    async def unpublish(self, connection: Connection, wanted: Sequence[VectorTable]) -> None:
+        """Takes out of the connection's publication what none of these vector tables wants."""
+
     async def release(self, connection: Connection) -> None:
-        """Drops slot and publication of a connection that is being deleted."""
+        """Drops the connection's slot and publication; whoever still reads the slot is ended. Idempotent."""
 
 
 class SearchStore(Protocol):
@@ -66,6 +72,9 @@ class SearchStore(Protocol):
     async def show(self, table: VectorTable, generation: Generation) -> None: ...
 
     async def drop(self, table: VectorTable, generation: int | None = None) -> None: ...
+
+    async def remove(self, table: VectorTable, dsn: str | None) -> None:
+        """Drops all of a vector table that is not defined any more; `dsn`: of its connection, for mode platform."""
 
     async def count(self, table: VectorTable, generation: Generation) -> int: ...
 

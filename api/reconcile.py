@@ -13,15 +13,24 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from api.ports import Models, SearchStore, Source
+from api.redefine import redefine
+from api.redefinition import Change, Redefinition, changes, redefinition
+from api.removals import Remover, remove_connection, remove_vector_table, topics_of
 from api.validation import build_vector_table, known_provider, new_id
 from walvec.contracts.errors import Conflict, DefinitionError, NotFound, WalvecError
-from walvec.definitions.document import ConnectionSpec, Document, ProviderSpec, VectorTableSpec, same_dsn
+from walvec.definitions.document import (
+    ConnectionSpec,
+    Document,
+    ProviderSpec,
+    VectorTableSpec,
+    same_dsn,
+    with_stored_secrets,
+)
 from walvec.definitions.making import create_topics
-from walvec.definitions.model import Connection, EmbeddingProvider, Generation, Snapshot, StoreKind, VectorTable
+from walvec.definitions.model import Connection, EmbeddingProvider, Snapshot, StoreKind, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime.addresses import check_base_url, check_connection_address
 from walvec.transport.ports import Log
-from walvec.transport.records import changes_topic, dead_topic, vectors_topic
 
 _log = logging.getLogger(__name__)
 Action = Literal["created", "changed", "unchanged", "removed"]
@@ -35,7 +44,7 @@ class Difference:
     action: Action
     kind: Kind
     name: str
-    fields: Mapping[str, tuple[Any, Any] | str] = field(default_factory=dict)
+    fields: Mapping[str, Change] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{self.action} {self.kind.replace('_', ' ')} {self.name}"]
@@ -51,6 +60,7 @@ class Step:
     difference: Difference
     value: Connection | EmbeddingProvider | VectorTable | None = field(default=None, repr=False)
     before: Connection | EmbeddingProvider | VectorTable | None = field(default=None, repr=False)
+    change: Redefinition | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +135,12 @@ def _named(name: str, existing: Mapping[str, Any], what: str, table: str) -> Any
     return existing[name]
 
 
-def _changes(pairs: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any] | str]:
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
 def _step(
     kind: Kind,
     name: str,
     before: Connection | EmbeddingProvider | VectorTable | None,
     value: Connection | EmbeddingProvider | VectorTable,
-    fields: Mapping[str, tuple[Any, Any] | str],
+    fields: Mapping[str, Change],
 ) -> Step:
     action: Action = "created" if before is None else "changed" if fields else "unchanged"
     return Step(Difference(action, kind, name, {} if before is None else fields), value, before)
@@ -146,14 +152,14 @@ async def _connection(spec: ConnectionSpec, old: Connection | None, source: Sour
         name=spec.name,
         provider=spec.provider,
         mode=spec.mode,
-        dsn=spec.dsn,
+        dsn=with_stored_secrets(spec.dsn, old.dsn) if old else spec.dsn,
         on_slot_loss=spec.on_slot_loss,
         status="connected",
         created_at=old.created_at if old else "",
     )
-    fields: dict[str, tuple[Any, Any] | str] = {}
+    fields: dict[str, Change] = {}
     if old is not None:
-        fields = _changes({"mode": (old.mode, new.mode), "on_slot_loss": (old.on_slot_loss, new.on_slot_loss)})
+        fields = changes({"mode": (old.mode, new.mode), "on_slot_loss": (old.on_slot_loss, new.on_slot_loss)})
         if same_dsn(old.dsn, new.dsn):
             new = replace(new, dsn=old.dsn)
         else:
@@ -174,15 +180,15 @@ def _provider(spec: ProviderSpec, old: EmbeddingProvider | None, snapshot: Snaps
         id=old.id if old else new_id("emb"),
         name=spec.name,
         provider=spec.provider,
-        api_key=None if spec.api_key is None else spec.api_key.get_secret_value(),
+        api_key=_api_key(spec, old),
         base_url=spec.base_url,
         default_model=spec.default_model,
         limits=spec.limits,
         created_at=old.created_at if old else "",
     )
-    fields: dict[str, tuple[Any, Any] | str] = {}
+    fields: dict[str, Change] = {}
     if old is not None:
-        fields = _changes(
+        fields = changes(
             {
                 "provider": (old.provider, new.provider),
                 "base_url": (old.base_url, new.base_url),
@@ -192,7 +198,7 @@ def _provider(spec: ProviderSpec, old: EmbeddingProvider | None, snapshot: Snaps
         )
         if old.api_key != new.api_key:
             fields["api_key"] = "changed"
-        users = [t.name for t in snapshot.vector_tables.values() if t.embedding_provider_id == old.id]
+        users = [t.name for t in snapshot.vector_tables.values() if old.id in {t.provider_of(g) for g in t.generations}]
         if "provider" in fields and users:
             raise DefinitionError(
                 f"embedding provider {spec.name!r} cannot become of kind {spec.provider!r}: its vectors are in use by "
@@ -201,6 +207,20 @@ def _provider(spec: ProviderSpec, old: EmbeddingProvider | None, snapshot: Snaps
                 "Define a provider under a new name, or delete those vector tables first.",
             )
     return _step("embedding_provider", spec.name, old, new, fields)
+
+
+def _api_key(spec: ProviderSpec, old: EmbeddingProvider | None) -> str | None:
+    """One that is not given stays as it is stored, but is never sent to another address."""
+    if spec.api_key is not None:
+        return spec.api_key.get_secret_value() or None
+    if old is None or old.api_key is None:
+        return None
+    if (old.provider, old.base_url) != (spec.provider, spec.base_url):
+        raise DefinitionError(
+            f"embedding provider {spec.name!r} has another provider or base_url, and its api_key is not given.",
+            "Give the api_key for the new address (an empty one if it needs none).",
+        )
+    return old.api_key
 
 
 async def _vector_table(
@@ -229,103 +249,19 @@ async def _vector_table(
     )
     if old is None:
         return _step("vector_table", spec.name, None, new, {})
-    fixed, loose = _fixed(old, new), _loose(old, new)
-    recoverable = {"columns", "separator", "source_table"} if changed_at_source else set()
-    refused = sorted(set(fixed) - recoverable)
-    if refused:
+    change = redefinition(old, new)
+    if change.fixed:
         raise DefinitionError(
-            f"vector table {spec.name!r} exists with another " + ", ".join(refused) + ".",
+            f"vector table {spec.name!r} exists with another " + ", ".join(sorted(change.fixed)) + ".",
             "Apply it under a new name, or delete it first.",
         )
-    fields: dict[str, tuple[Any, Any] | str] = {**fixed, **loose}
-    if not changed_at_source:
-        # the recorded source columns are the cdc's to move on; a file that is applied again leaves them alone
-        active = replace(new.active, key=old.active.key, source=old.active.source)
-        new = replace(new, generations=(active,))
-    else:
-        if new.active.source != old.active.source:
-            fields["source columns"] = (_types(old.active), _types(new.active))
-        if _stored(new.active) != _stored(old.active):
-            # the storage's columns are of the former definition: a new one, and nothing is mixed up
-            new = replace(new, generations=(replace(new.active, number=_next_number(old), ready=False),))
-    if old.error is not None and old.error.get("kind") != "dead_letters":
+    fields = dict(change.fields)
+    if old.error is not None and old.error.get("kind") not in ("dead_letters", "table_changed"):
         fields["error"] = (old.error.get("kind"), None)
-    kept = tuple(g for g in old.generations if g.state != "active")
-    new = replace(
-        new, generations=(*kept, new.active), pending_rebackfill=old.pending_rebackfill, updated_at=old.updated_at
-    )
-    return _step("vector_table", spec.name, old, new, fields)
-
-
-def _stored(generation: Generation) -> list[tuple[str, str]]:
-    """What the storage has columns for: key and metadata columns in their order, with their types."""
-    names = [c.name for c in generation.metadata_columns]
-    return [(k.name, k.type) for k in generation.key] + [(n, generation.source_column(n).type) for n in names]
-
-
-def _next_number(table: VectorTable) -> int:
-    return max(g.number for g in table.generations) + 1
-
-
-def _types(generation: Generation) -> dict[str, str]:
-    return {c.name: c.type for c in generation.source}
-
-
-def _embedded(generation: Generation) -> list[tuple[str, str]]:
-    return list(generation.text_spec.columns)
-
-
-def _fixed(old: VectorTable, new: VectorTable) -> dict[str, tuple[Any, Any] | str]:
-    """What makes other vectors or another storage: a running table does not change it in place."""
-    a, b = old.active, new.active
-    return _changes(
-        {
-            "connection": (old.connection_id, new.connection_id),
-            "embedding_provider": (old.embedding_provider_id, new.embedding_provider_id),
-            "source_table": (
-                f"{old.source_schema}.{old.source_table}",
-                f"{new.source_schema}.{new.source_table}",
-            ),
-            "primary_key_column": ([k.name for k in a.key], [k.name for k in b.key]),
-            "columns": (
-                (_embedded(a), [c.name for c in a.metadata_columns]),
-                (_embedded(b), [c.name for c in b.metadata_columns]),
-            ),
-            "separator": (a.separator, b.separator),
-            "embedding_model": (a.embedding_model, b.embedding_model),
-            "embedding_dimensions": (a.embedding_dimensions, b.embedding_dimensions),
-            "store": (old.store, new.store),
-            "mode": (old.mode, new.mode),
-            "source": (_topic_of(old), _topic_of(new)),
-        }
-    )
-
-
-def _topic_of(table: VectorTable) -> str | None:
-    return table.source.kafka_topic if table.source else None
-
-
-def _loose(old: VectorTable, new: VectorTable) -> dict[str, tuple[Any, Any] | str]:
-    """What a running table may change."""
-    a, b = old.active, new.active
-    return _changes(
-        {
-            "filter_type": (
-                {c.name: c.filter_type for c in a.metadata_columns},
-                {c.name: c.filter_type for c in b.metadata_columns},
-            )
-            if {c.name for c in a.metadata_columns} == {c.name for c in b.metadata_columns}
-            else (None, None),
-            "alias": ({c.name: c.alias for c in a.columns if c.alias}, {c.name: c.alias for c in b.columns if c.alias}),
-            "index": (dict(a.index), dict(b.index)),
-            "backfill": (old.backfill, new.backfill),
-            "sync_mode": (old.sync_mode, new.sync_mode),
-            "source options": (
-                (old.source.unavailable_value, old.source.slot) if old.source else None,
-                (new.source.unavailable_value, new.source.slot) if new.source else None,
-            ),
-        }
-    )
+    if change.kind == "generation":
+        fields["rebuild"] = "new generation"
+    step = _step("vector_table", spec.name, old, change.table, fields)
+    return replace(step, change=change)
 
 
 def _removed(document: Document, snapshot: Snapshot) -> list[Step]:
@@ -366,7 +302,7 @@ async def _apply_step(step: Step, control: Control, store: SearchStore, log: Log
     if difference.action == "removed":
         await _remove(before, control, store, log, source)
     elif isinstance(value, VectorTable):
-        await _apply_table(step, value, before, control, store, log)
+        await _apply_table(step, value, Remover(control, store, log, source))
     elif difference.action == "unchanged":
         return
     elif isinstance(value, Connection):
@@ -380,38 +316,15 @@ async def _apply_step(step: Step, control: Control, store: SearchStore, log: Log
         )
 
 
-async def _apply_table(
-    step: Step, value: VectorTable, before: Any, control: Control, store: SearchStore, log: Log
-) -> None:
-    if step.difference.action == "created":
-        await create_vector_table(value, control, store, log)
+async def _apply_table(step: Step, value: VectorTable, remover: Remover) -> None:
+    if step.change is None:
+        await create_vector_table(value, remover)
         return
-    if step.difference.action == "changed":
-        await store.ensure(value, value.active)
-        await store.show(value, value.active)
-        await control.definitions.put_vector_table(value)
-        if "error" in step.difference.fields:
-            if before.error["kind"] == "table_changed":
-                await _reread(value, control)
-            await control.states.clear_error(value.id)
-        if before.active.number != value.active.number:
-            await store.drop(value, before.active.number)
-    await _first_backfill(value, before.backfilled, control)
-
-
-async def _reread(table: VectorTable, control: Control) -> None:
-    """An open backfill began under the former definition: it gives way to one that reads all rows and sweeps."""
-    open_tasks = await control.tasks.open_tasks([table.id])
-    former = [t.id for t in open_tasks if t.task_type in ("backfill", "rebackfill")]
-    with suppress(Conflict):  # asked for meanwhile
-        await control.tasks.create(
-            "rebackfill",
-            table.id,
-            table.active.number,
-            {"sweep": True},
-            instead_of=former,
-            reason="the definition was applied anew",
-        )
+    control, store = remover.control, remover.store
+    await redefine(step.change, control=control, store=store)
+    if "error" in step.difference.fields and step.change.kind != "recover":
+        await control.states.clear_error(value.id)
+    await _first_backfill(value, step.change.old.backfilled, control)
 
 
 async def _first_backfill(table: VectorTable, backfilled: bool, control: Control) -> None:
@@ -421,30 +334,33 @@ async def _first_backfill(table: VectorTable, backfilled: bool, control: Control
             await control.tasks.create("backfill", table.id, table.active.number, {})
 
 
-async def create_vector_table(table: VectorTable, control: Control, store: SearchStore, log: Log) -> None:
-    """Storage, view and topics, then the definition, then the first backfill unless it is manual."""
+async def create_vector_table(table: VectorTable, remover: Remover) -> None:
+    """Storage, view and topics, then the definition, then the first backfill unless it is manual. `remover`: takes what
+    was begun away again."""
+    control, store, log = remover.control, remover.store, remover.log
     for other in (await control.definitions.snapshot()).vector_tables.values():
         if other.view_name == table.view_name:
             raise Conflict(f"there is already a vector table named {other.name!r}.", "Choose another name.")
     try:
         await store.ensure(table, table.active)
         await store.show(table, table.active)
-        await create_topics(log, _topics(table))
+        await create_topics(log, topics_of(table))
         await control.definitions.put_vector_table(table)
     except WalvecError:
-        await _undo(table, control, store, log)
+        await _undo(table, remover)
         raise
     await _first_backfill(table, False, control)
 
 
-async def _undo(table: VectorTable, control: Control, store: SearchStore, log: Log) -> None:
-    """The definition first here too: it may have been entered although the answer was lost, and roles are at work."""
+async def _undo(table: VectorTable, remover: Remover) -> None:
+    """The definition first here too: it may have been entered although the answer was lost, and roles are at work.
+    Where something is away, what was begun is a removal like any other."""
     try:
-        with suppress(NotFound):
-            await control.definitions.delete_vector_table(table.id)
-        await store.drop(table)
-        for topic in _topics(table):
-            await log.delete_topic(topic)
+        try:
+            left = await remover.control.definitions.delete_vector_table(table.id)
+        except NotFound:
+            left = await remover.control.removals.put(table, ("storage", "topics"))
+        await remover.at_once(left)
     except WalvecError as e:
         _log.warning(
             "storage of a refused vector table stays behind",
@@ -452,24 +368,11 @@ async def _undo(table: VectorTable, control: Control, store: SearchStore, log: L
         )
 
 
-async def remove_vector_table(table: VectorTable, control: Control, store: SearchStore, log: Log) -> None:
-    """The definition first, so that roles let go; then its storage and its topics."""
-    await control.definitions.delete_vector_table(table.id)
-    await store.drop(table)
-    for topic in _topics(table):
-        await log.delete_topic(topic)
-
-
 async def _remove(before: Any, control: Control, store: SearchStore, log: Log, source: Source) -> None:
+    remover = Remover(control, store, log, source)
     if isinstance(before, VectorTable):
-        await remove_vector_table(before, control, store, log)
+        await remove_vector_table(before, remover)
     elif isinstance(before, EmbeddingProvider):
         await control.definitions.delete_provider(before.id)
     elif isinstance(before, Connection):
-        await control.definitions.delete_connection(before.id)
-        await source.release(before)
-
-
-def _topics(table: VectorTable) -> tuple[str, str, str]:
-    name = table.storage_name
-    return changes_topic(name), vectors_topic(name), dead_topic(name)
+        await remove_connection(before, remover)

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from api.access import keys_of
+from api.access import check_open
 from api.app import create_app
 from api.observer import Observer
 from api.ports import Models, SearchStore, Source
+from api.removals import running
 from api.services import Services
 from walvec.contracts.errors import ConfigError
 from walvec.definitions.ports import Control
@@ -47,10 +48,10 @@ async def run(
     metrics: Metrics | None = None,
 ) -> None:
     """Raises ConfigError when the address cannot be bound or would be open without keys."""
-    keys = keys_of(settings)
+    check_open(settings, await control.definitions.snapshot())
     services = Services(settings, control, log, source, store, models, stop)
     config = uvicorn.Config(
-        create_app(services, keys),
+        create_app(services),
         host=settings.api.host,
         port=settings.api.port,
         log_config=None,
@@ -64,9 +65,13 @@ async def run(
         return
     observer = Observer(services)
     with (metrics or Metrics("api")).source(observer.samples, observer.look):
+        ended = asyncio.Event()
+        removing = asyncio.create_task(running(services.remover, ended))
         try:
             await _serve(config, listening, stop)
         finally:
+            ended.set()
+            await removing
             await observer.close()
             await services.reach.close()
 

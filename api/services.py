@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
+from api.access import Caller
 from api.memory import Memory
 from api.ports import Models, SearchStore, Source
 from api.problems import Problem
 from api.reach import LogReach
-from walvec.definitions.model import Connection, EmbeddingProvider, Snapshot, VectorTable
+from api.removals import Remover
+from walvec.definitions.model import Connection, EmbeddingProvider, Environment, Organization, Snapshot, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
@@ -21,7 +24,8 @@ from walvec.transport.ports import Log
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`stop`: set when the process is asked to end; what streams or waits ends then."""
+    """`stop`: set when the process is asked to end; what streams or waits ends then. `caller`: who asks, where this is
+    of one request (`within`); then it shows that environment's definitions alone."""
 
     settings: Settings
     control: Control
@@ -31,6 +35,7 @@ class Services:
     models: Models
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     memory: Memory = field(default_factory=Memory)
+    caller: Caller | None = None
     reach: LogReach = field(init=False)
 
     def __post_init__(self) -> None:
@@ -41,9 +46,45 @@ class Services:
         """The log, where other programs can write topics of their own to it."""
         return self.log if self.settings.log.kind == "kafka" else None
 
+    def within(self, caller: Caller) -> Services:
+        made = copy(self)
+        object.__setattr__(made, "caller", caller)
+        return made
+
+    @property
+    def environment(self) -> Environment:
+        """That of the request; outside of one, the server's own."""
+        if self.caller is not None:
+            found = self.caller.environment
+        else:
+            now = self.control.feed.current
+            found = now.environment(now.default_organization.id, self.settings.environment)
+        if found is None:
+            raise Problem(404, "environment_not_found", "there is no environment here.", "Name one: X-Environment-Id.")
+        return found
+
+    @property
+    def organization(self) -> Organization:
+        """That of the request; outside of one, the default one."""
+        return self.caller.organization if self.caller else self.control.feed.current.default_organization
+
+    @property
+    def remover(self) -> Remover:
+        return Remover(self.control, self.store, self.log, self.source)
+
     async def snapshot(self) -> Snapshot:
         """As stored now: what a request wrote, the next one reads. (The feed may be a second late.)"""
-        return await self.control.definitions.snapshot()
+        found = await self.control.definitions.snapshot()
+        return found if self.caller is None else found.within(self.environment.id)
+
+    async def account(self) -> Snapshot:
+        """What the request's organization has, over all its environments, as stored now."""
+        found, own = await self.control.definitions.snapshot(), self.organization.id
+        return replace(
+            found,
+            environments={k: e for k, e in found.environments.items() if e.org_id == own},
+            api_keys={k: a for k, a in found.api_keys.items() if a.org_id == own},
+        )
 
     async def table(self, ref: str) -> VectorTable:
         return find_table(await self.snapshot(), ref)
@@ -54,7 +95,8 @@ class Services:
 
 def services_of(request: Request) -> Services:
     found: Services = request.app.state.services
-    return found
+    caller: Caller | None = getattr(request.state, "caller", None)  # None: what needs no key
+    return found if caller is None else found.within(caller)
 
 
 Use = Annotated[Services, Depends(services_of)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from api.responses import dump, iso, key_json
+from api.specs import wanted
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.stores import Hit
-from walvec.definitions.model import Column, Connection, EmbeddingProvider, SyncStatus, Task, VectorTable
+from walvec.definitions.model import Column, Connection, EmbeddingProvider, Generation, SyncStatus, Task, VectorTable
+from walvec.definitions.removals import Removal
 
 ORG = "org_local"
 
@@ -55,15 +58,19 @@ def column(c: Column) -> dict[str, Any]:
     return out
 
 
-def vector_table(t: VectorTable, state: SyncStatus, environment: str, total: int, synced: int) -> dict[str, Any]:
-    newest = t.generations[-1] if t.pending_rebackfill else t.active
+def vector_table(
+    t: VectorTable, state: SyncStatus, total: int, synced: int, progress: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The wanted definition: of the generation that is being built, if there is one; `active` is what serves queries
+    now. `progress`: of the building one's backfill."""
+    newest = wanted(t)
     key = [k.name for k in newest.key]
     return {
         "id": t.id,
         "org_id": ORG,
-        "environment_id": f"env_{environment}",
+        "environment_id": t.environment_id,
         "connection_id": t.connection_id,
-        "embedding_provider_id": t.embedding_provider_id,
+        "embedding_provider_id": t.provider_of(newest),
         "name": t.name,
         "source_table": t.raw_source_table or f"{t.source_schema}.{t.source_table}",
         "primary_key_column": t.raw_primary_key or (key[0] if len(key) == 1 else key),
@@ -76,7 +83,17 @@ def vector_table(t: VectorTable, state: SyncStatus, environment: str, total: int
         "store": t.store,
         "source": asdict(t.source) if t.source else None,
         "backfill": t.backfill,
+        "separator": newest.separator,
         "index": dict(newest.index),
+        "keep_previous": t.keep_previous,
+        "generation": t.active.number,
+        "building_generation": t.building.number if t.building else None,
+        "active": serving(t),
+        "generations": {
+            "active": t.active.number,
+            "building": generation(t, t.building, progress) if t.building else None,
+            "previous": generation(t, t.previous, None) if t.previous else None,
+        },
         "qdrant_collection": t.storage_name if t.mode == "managed" else None,
         "platform_vector_ref": t.view_name if t.mode == "platform" else None,
         "view": t.view_name,
@@ -87,10 +104,43 @@ def vector_table(t: VectorTable, state: SyncStatus, environment: str, total: int
     }
 
 
+def serving(t: VectorTable) -> dict[str, Any]:
+    """What answers queries now."""
+    active = t.active
+    return {
+        "generation": active.number,
+        "embedding_provider_id": t.provider_of(active),
+        "embedding_model": active.embedding_model,
+        "embedding_dimensions": active.embedding_dimensions,
+        "columns": [column(c) for c in active.columns],
+        "separator": active.separator,
+        "index": dict(active.index),
+    }
+
+
+def generation(t: VectorTable, g: Generation, progress: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "generation": g.number,
+        "state": "swapping" if g.swapping else g.state,
+        "embedding_provider_id": t.provider_of(g),
+        "embedding_model": g.embedding_model,
+        "embedding_dimensions": g.embedding_dimensions,
+        "columns": [column(c) for c in g.columns],
+        "separator": g.separator,
+        "index": dict(g.index),
+        "filled": t.backfilled if g.state == "active" else g.filled,
+        "indexed": g.ready,
+        "reason": g.stalled,
+        "kept_until": g.kept_until,
+        "progress": dict(progress) if progress else None,
+    }
+
+
 def task(t: Task) -> dict[str, Any]:
     progress = dict(t.progress)
-    if "rows" in progress:
-        progress["rows_processed"] = progress["rows"]
+    last = progress.get("next")
+    one = last[0] if isinstance(last, list) and len(last) == 1 else last
+    progress |= {"last_processed_pk": one, "rows_processed": progress.get("rows", 0)}
     return {
         "id": t.id,
         "task_id": t.id,
@@ -106,6 +156,26 @@ def task(t: Task) -> dict[str, Any]:
         "last_error": t.last_error,
         "created_at": t.created_at,
         "updated_at": t.updated_at,
+    }
+
+
+def removal(r: Removal) -> dict[str, Any]:
+    """In the shape of a task. It is tried until it succeeds, so `max_attempts` is 0; once it has, it is gone."""
+    return {
+        "id": r.id,
+        "task_id": r.id,
+        "org_id": ORG,
+        "task_type": "removal",
+        "target_id": r.target_id,
+        "status": "running" if r.attempts else "pending",
+        "priority": 3,
+        "generation": 0,
+        "progress": {"what": r.what, "name": r.name, "rows_processed": 0, "last_processed_pk": None},
+        "attempts": r.attempts,
+        "max_attempts": 0,
+        "last_error": r.last_error,
+        "created_at": r.created_at,
+        "updated_at": r.updated_at,
     }
 
 
@@ -125,17 +195,21 @@ def letter(found: DeadLetter, *, whole: bool = False) -> dict[str, Any]:
     return out
 
 
-def hit(h: Hit) -> dict[str, Any]:
+def hit(h: Hit, include: Collection[str] = ("embedded_text",)) -> dict[str, Any]:
     """Both documented spellings of the score; the id is a string, of a composite key its JSON object."""
     values = list(h.key.values())
     only = values[0] if len(values) == 1 else None
     name = only if isinstance(only, str) else dump(only if len(values) == 1 else dict(h.key)).decode()
-    return {
+    found = {
         "id": name,
         "key": dict(h.key),
         "chunk": h.chunk,
         "score": h.score,
         "similarity_score": h.score,
         "metadata": dict(h.metadata),
-        "embedded_text": h.text,
     }
+    if "embedded_text" in include:
+        found["embedded_text"] = h.text
+    if "vector" in include:
+        found["vector"] = h.vector
+    return found

@@ -1,27 +1,29 @@
-"""`/v1/vector-tables`: create, list, show, delete, and the source table's schema."""
+"""`/v1/vector-tables`: create, list, show, change, delete, and the source table's schema."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
 
 from api import shapes
+from api.changing import change
 from api.pages import page
 from api.paging import Cursor, Limit
+from api.preconditions import IfMatch, tag
 from api.problems import Problem
-from api.reconcile import create_vector_table, remove_vector_table
+from api.reconcile import create_vector_table
+from api.removals import remove_vector_table
 from api.responses import Json
-from api.schemas import NewVectorTable
+from api.schemas import ChangedVectorTable, NewVectorTable
 from api.services import Services, Use, find_connection, find_provider, find_table
-from api.status import counts, state_of
+from api.specs import exact_name
+from api.status import backfill_progress, counts, state_of
 from api.validation import build_vector_table
 from walvec.contracts.errors import Conflict, SourceRejected
-from walvec.definitions.document import ColumnSpec, IndexSpec, SourceSpec, VectorTableSpec
-from walvec.definitions.model import Connection, EmbeddingProvider, Snapshot, VectorTable
+from walvec.definitions.model import Snapshot, SyncStatus, VectorTable
 
 router = APIRouter(prefix="/v1", tags=["vector tables"])
 
@@ -54,11 +56,10 @@ async def create(body: NewVectorTable, services: Use) -> Json:
         log=services.shared_log,
     )
     try:
-        await create_vector_table(table, services.control, services.store, services.log)
+        await create_vector_table(table, services.remover)
     except Conflict as e:
         raise Problem(409, "vector_table_conflict", e.message, e.cure) from e
-    after = await services.snapshot()
-    return Json((await shown(services, [find_table(after, table.id)], after))[0], status_code=201)
+    return await answer(services, table.id, status_code=201)
 
 
 @router.get("/vector-tables")
@@ -71,15 +72,24 @@ async def listed(services: Use, limit: Limit = 20, cursor: Cursor = None) -> Jso
 
 @router.get("/vector-tables/{table_id}")
 async def one(table_id: str, services: Use) -> Json:
-    snapshot = await services.snapshot()
-    return Json((await shown(services, [find_table(snapshot, table_id)], snapshot))[0])
+    return await answer(services, table_id)
+
+
+@router.put("/vector-tables/{table_id}")
+async def put(table_id: str, body: ChangedVectorTable, services: Use, if_match: IfMatch = None) -> Json:
+    """Other columns, another model, other dimensions or another provider build a new generation from a backfill and the
+    live stream, while the old one is kept up to date and queried; then they swap. Anything else changes in place."""
+    table = await services.table(table_id)
+    state = await change(services, table.id, body, if_match)
+    return await answer(services, table.id, state=state)
 
 
 @router.delete("/vector-tables/{table_id}", status_code=204)
 async def delete(table_id: str, services: Use) -> None:
-    """Record, storage and topics; the source is not touched."""
-    table = await services.table(table_id)
-    await remove_vector_table(table, services.control, services.store, services.log)
+    """Record, storage, topics and its place in the publication; with the last one of a connection, slot and
+    publication. What cannot be reached now is removed later, and listed as a task of type `removal` meanwhile. The
+    source's rows stay untouched."""
+    await remove_vector_table(await services.table(table_id), services.remover)
 
 
 @router.get("/vector-tables/{table_id}/schema")
@@ -95,47 +105,21 @@ async def schema(table_id: str, services: Use) -> Json:
     return Json({"columns": [{"name": c.name, "type": c.type, "nullable": c.nullable} for c in found.columns]})
 
 
-def exact_name(table: VectorTable) -> str:
-    """The resolved source table, quoted, so that it is found again exactly."""
-    return ".".join('"' + part.replace('"', '""') + '"' for part in (table.source_schema, table.source_table))
-
-
-def spec_of(table: VectorTable, connection: Connection, provider: EmbeddingProvider) -> VectorTableSpec:
-    """The definition as it would stand in a file."""
-    active = table.active
-    return VectorTableSpec(
-        name=table.name,
-        connection=connection.name,
-        embedding_provider=provider.name,
-        source_table=exact_name(table),
-        primary_key_column=table.raw_primary_key,
-        columns=tuple(
-            ColumnSpec(
-                name=c.name,
-                role=c.role,
-                ordinal=c.ordinal,
-                name_prefix=c.name_prefix,
-                filter_type=c.filter_type,
-                alias=c.alias,
-            )
-            for c in active.columns
-        ),
-        embedding_model=active.embedding_model,
-        embedding_dimensions=active.embedding_dimensions,
-        store=table.store,
-        mode=table.mode,
-        sync_mode=table.sync_mode,
-        backfill=table.backfill,
-        separator=active.separator,
-        index=IndexSpec.model_validate(dict(active.index)),
-        source=SourceSpec.model_validate(asdict(table.source)) if table.source else None,
-    )
+async def answer(services: Services, ref: str, *, status_code: int = 200, state: SyncStatus | None = None) -> Json:
+    """The whole object with its ETag. `state`: what an action has just made of it, however fast the roles are."""
+    snapshot = await services.snapshot()
+    table = find_table(snapshot, ref)
+    found = (await shown(services, [table], snapshot))[0]
+    if state is not None:
+        found["sync_status"] = state
+    return Json(found, status_code=status_code, headers=tag(table))
 
 
 async def shown(services: Services, tables: Sequence[VectorTable], snapshot: Snapshot) -> list[dict[str, Any]]:
     async def show(table: VectorTable) -> dict[str, Any]:
         tasks = await services.control.tasks.recent(table.id, 20)
         total, synced = await counts(services, table, snapshot)
-        return shapes.vector_table(table, state_of(table, tasks), services.settings.environment, total, synced)
+        progress = backfill_progress(tasks, table.building.number) if table.building else None
+        return shapes.vector_table(table, state_of(table, tasks), total, synced, progress)
 
     return list(await asyncio.gather(*(show(t) for t in tables)))

@@ -6,21 +6,17 @@ Next: `cdc.service` runs it beside the readers of slots.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 
-from cdc.bridge import Bridge, within
+from cdc.bridge import Bridge
 from cdc.counts import Counts
 from cdc.jobs import Jobs
+from cdc.parts import Part, serve
 from cdc.stream import Stream
 from walvec.definitions.model import Snapshot
 from walvec.definitions.ports import Control
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
-
-log = logging.getLogger(__name__)
-
-_RESTART_SECONDS = 2.0
 
 
 class Bridges:
@@ -53,27 +49,15 @@ class Bridges:
         await asyncio.gather(*(task for _, task in running), return_exceptions=True)
 
     async def _serve(self, table_id: str, stop: asyncio.Event) -> None:
-        """A table's bridge and its tasks; a defect in one of them is logged, and they begin again."""
-        while not stop.is_set():
+        """A table's bridge and its tasks."""
+
+        def make() -> Sequence[Part] | None:
             table = self._control.feed.current.vector_tables.get(table_id)
             if table is None:
-                return
-            stream, ended = Stream(counts=self._counts[table_id]), asyncio.Event()
+                return None
+            stream = Stream(counts=self._counts[table_id])
             bridge = Bridge(table_id, self._control, self._log, self._settings, stream)
             jobs = Jobs(self._settings, self._control, self._log, stream, table.connection_id, only=table_id)
-            parts = [asyncio.create_task(bridge.run(ended)), asyncio.create_task(jobs.run(ended))]
-            stopping = asyncio.create_task(stop.wait())
-            try:
-                await asyncio.wait({*parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                ended.set()
-                stopping.cancel()
-                results = await asyncio.gather(*parts, return_exceptions=True)
-            for result in results:
-                if isinstance(result, Exception):
-                    log.error(
-                        "a part of the bridge failed and is begun anew",
-                        extra={"action": "part_failed", "table_id": table_id},
-                        exc_info=result,
-                    )
-            await within(stop, _RESTART_SECONDS)
+            return bridge.run, jobs.run
+
+        await serve(make, stop, {"table_id": table_id})

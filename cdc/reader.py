@@ -18,6 +18,7 @@ from cdc import slots
 from cdc.assembler import Assembler
 from cdc.gate import Decision, Identity, decide, parse_history
 from cdc.losses import highest_logged
+from cdc.parts import within
 from cdc.replication import Replication
 from cdc.routes import Routes
 from cdc.session import Session, open_session
@@ -102,7 +103,7 @@ class Reader:
             finally:
                 self._stream.stop()
             if pause:
-                await _sleep(stop, pause)
+                await within(stop, pause)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -159,6 +160,7 @@ class Reader:
 
     async def _session(self, stop: asyncio.Event) -> None:
         connection = self._connection
+        await self._check_wanted()
         async with AsyncExitStack() as stack:
             plain = await open_session(connection.dsn)
             stack.push_async_callback(plain.close)
@@ -191,6 +193,11 @@ class Reader:
             stored = await self._act(connection, decision, stored, now, beside, version, stop)
             if stop.is_set():
                 return
+            try:
+                await self._check_wanted()  # its removal may have been worked at before all this was made
+            except NotFound:
+                await self._take_back(connection, stored, beside)
+                raise
             await replication.start(connection.slot, connection.publication, 0)
             await slots.end_preparing(plain, connection.slot)
             start = (await slots.slot_state(plain, connection.slot) or _missing(connection)).confirmed
@@ -249,6 +256,17 @@ class Reader:
         finally:
             stopping.cancel()
             ended.set()
+
+    async def _check_wanted(self) -> None:
+        """Raises NotFound when no vector table is streamed any more: the feed may be behind, the database is not."""
+        if not (await self._control.definitions.snapshot()).streamed_tables(self._id):
+            raise NotFound("no vector table of the connection is streamed any more.")
+
+    async def _take_back(self, connection: Connection, stored: SourceProgress, session: Session) -> None:
+        """What is stored first: a slot that nobody believes in is harmless, a belief in a slot that is gone is not."""
+        await self._control.progress.put(self._id, replace(stored, lsn=0, slot_created_lsn=0))
+        await slots.drop_slot(session, connection.slot)
+        await slots.drop_publication(session, connection.publication)
 
     async def _check_server(self, session: Session, version: int) -> None:
         # PostgreSQL 19 raises the effective level by itself when a logical slot is made
@@ -339,11 +357,3 @@ class Reader:
 
 def _missing(connection: Connection) -> slots.SlotState:
     raise SlotLost(f"slot {connection.slot} was dropped just now.")
-
-
-async def _sleep(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        return

@@ -277,7 +277,8 @@ class Streaming:
         durable = self._progress.durable
         if durable > self._stored.lsn:
             progress = replace(self._stored, lsn=durable)
-            await self._control.progress.put(self._connection_id, progress)
+            if not await self._control.progress.advance(self._connection_id, progress):
+                raise NotFound("the slot that is read was given up meanwhile.")
             self._stored = progress
         self._confirmed = max(self._confirmed, min(self._stored.lsn, self._received))
 

@@ -5,6 +5,7 @@ Next: `pgvector_layout.py` (what is stored), `pgvector_apply.py` (how it is writ
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from copy import copy
 
@@ -27,6 +28,7 @@ from sink.stores.pgvector_layout import (
 )
 from sink.stores.pgvector_search import parse_vectors, search
 from sink.stores.pgvector_session import Session, Sessions
+from sink.stores.pgvector_view import show
 from walvec.contracts.errors import StoreRejected
 from walvec.contracts.keys import key_hex
 from walvec.contracts.position import Position, parse_lsn
@@ -35,6 +37,7 @@ from walvec.contracts.vectors import VectorRecord
 from walvec.definitions.model import Generation, VectorTable
 from walvec.definitions.views import STATE_TABLE, check_view
 
+_log = logging.getLogger(__name__)
 _ENSURE_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('walvec ensure', 77))"
 _LACKING = (
     psycopg.errors.SyntaxError,
@@ -109,9 +112,7 @@ class PgvectorStore:
         await session.find_extension()
 
     async def _create_state(self, session: Session) -> None:
-        cur = await session.conn.execute(b"SELECT to_regclass(%s)", (f"{ident(self._schema)}.{ident(STATE_TABLE)}",))
-        row = await cur.fetchone()
-        if row is not None and row[0] is not None:
+        if await self._has_state(session):
             return
         schema, state = create_state(self._schema)
         try:
@@ -176,7 +177,7 @@ class PgvectorStore:
                     (table.id, generation.number),
                 )
         else:
-            await self._retype(session, table, layout, stored, types)
+            await self._retype(session, table, generation.number, layout, stored, types)
         await conn.execute(
             f"INSERT INTO {state} (table_id, generation, relation, view_name, dimensions) VALUES (%s, %s, %s, %s, %s) "
             "ON CONFLICT DO NOTHING".encode(),
@@ -215,7 +216,13 @@ class PgvectorStore:
         return dict(await cur.fetchall())
 
     async def _retype(
-        self, session: Session, table: VectorTable, layout: Layout, stored: Mapping[str, str], types: Mapping[str, str]
+        self,
+        session: Session,
+        table: VectorTable,
+        number: int,
+        layout: Layout,
+        stored: Mapping[str, str],
+        types: Mapping[str, str],
     ) -> None:
         """A source column was widened, or got a type that the store did not have: the storage follows."""
         conn = session.conn
@@ -231,52 +238,39 @@ class PgvectorStore:
                 changes.append(f"ALTER COLUMN {physical} TYPE {wanted} USING {cast}")
         if not changes:
             return
-        _, _, drop = layout.view(table.view_name, table.active)
-        await conn.execute(drop.encode())
-        await conn.execute(f"UPDATE {layout.state} SET shown = NULL WHERE table_id = %s".encode(), (table.id,))
+        cur = await conn.execute(
+            f"UPDATE {layout.state} SET shown = NULL WHERE table_id = %s AND generation = %s AND shown IS NOT NULL "
+            "RETURNING view_name".encode(),
+            (table.id, number),
+        )
+        for (view,) in await cur.fetchall():  # a column that a view shows cannot be changed
+            await conn.execute(f"DROP VIEW IF EXISTS {ident(self._schema)}.{ident(view)}".encode())
         await conn.execute(f"ALTER TABLE {layout.table} {', '.join(changes)}".encode())
 
     async def show(self, table: VectorTable, generation: Generation) -> None:
         async with self._sessions.session() as session:
             layout = await self._layout(session, table, generation)
-            name, select, drop = layout.view(table.view_name, generation)
-            conn = session.conn
-            async with conn.transaction():
-                await conn.execute(_ENSURE_LOCK.encode())
-                await self._check_names(session, table)
-                cur = await conn.execute(
-                    f"SELECT DISTINCT view_name FROM {layout.state} WHERE table_id = %s AND view_name <> %s".encode(),
-                    (table.id, table.view_name),
-                )
-                for (old,) in await cur.fetchall():
-                    await conn.execute(f"DROP VIEW IF EXISTS {ident(self._schema)}.{ident(old)}".encode())
-                if not await self._shows(session, table, layout, name, select):
-                    try:
-                        async with conn.transaction():
-                            await conn.execute(f"CREATE OR REPLACE VIEW {name} AS {select}".encode())
-                    except psycopg.errors.InvalidTableDefinition:  # other columns: it must be made anew
-                        try:
-                            await conn.execute(drop.encode())
-                        except psycopg.errors.DependentObjectsStillExist as e:
-                            detail = (e.diag.message_detail or "").partition("\n")[0]
-                            raise StoreRejected(
-                                f"The columns of view {name} change, but other objects depend on it.",
-                                f"Drop what depends on it ({detail}), then try again.",
-                            ) from e
-                        await conn.execute(f"CREATE VIEW {name} AS {select}".encode())
-                await conn.execute(
-                    f"UPDATE {layout.state} SET view_name = %s, shown = CASE WHEN generation = %s THEN %s END "
-                    "WHERE table_id = %s".encode(),
-                    (table.view_name, generation.number, select, table.id),
-                )
 
-    async def _shows(self, session: Session, table: VectorTable, layout: Layout, name: str, select: str) -> bool:
-        cur = await session.conn.execute(
-            f"SELECT 1 FROM {layout.state} WHERE table_id = %s AND view_name = %s AND shown = %s "
-            "AND to_regclass(%s) IS NOT NULL".encode(),
-            (table.id, table.view_name, select, name),
-        )
-        return await cur.fetchone() is not None
+            async def begin() -> None:
+                await session.conn.execute(_ENSURE_LOCK.encode())
+                await self._check_names(session, table)
+
+            await show(session.conn, table, generation, layout, begin)
+
+    async def generations(self, table: VectorTable) -> list[int]:
+        state = f"{ident(self._schema)}.{ident(STATE_TABLE)}"
+        async with self._sessions.session() as session:
+            if not await self._has_state(session):
+                return []
+            cur = await session.conn.execute(
+                f"SELECT generation FROM {state} WHERE table_id = %s ORDER BY generation".encode(), (table.id,)
+            )
+            return [number for (number,) in await cur.fetchall()]
+
+    async def _has_state(self, session: Session) -> bool:
+        cur = await session.conn.execute(b"SELECT to_regclass(%s)", (f"{ident(self._schema)}.{ident(STATE_TABLE)}",))
+        row = await cur.fetchone()
+        return row is not None and row[0] is not None
 
     async def drop(self, table: VectorTable, generation: int | None = None) -> None:
         for key in [k for k in self._layouts if k[0] == table.id and generation in (None, k[1])]:
@@ -286,19 +280,48 @@ class PgvectorStore:
             conn = session.conn
             async with conn.transaction():
                 await conn.execute(_ENSURE_LOCK.encode())
-                cur = await conn.execute(b"SELECT to_regclass(%s)", (state,))
-                row = await cur.fetchone()
-                if row is None or row[0] is None:
+                if not await self._has_state(session):
                     return
+                if generation is not None:  # somebody may read it still: nobody waits behind us for his end
+                    await conn.execute(b"SET LOCAL lock_timeout = '1s'")
                 cur = await conn.execute(
-                    f"DELETE FROM {state} WHERE table_id = %s AND (%s::integer IS NULL OR generation = %s) "
-                    "RETURNING relation, view_name, shown IS NOT NULL".encode(),
+                    f"DELETE FROM {state} WHERE table_id = %s AND (%s::integer IS NULL OR generation = %s "
+                    "AND shown IS NULL) RETURNING relation, view_name".encode(),
                     (table.id, generation, generation),
                 )
-                for relation, view_name, shown in await cur.fetchall():
-                    if shown or generation is None:
+                for relation, view_name in await cur.fetchall():
+                    if generation is None:
                         await conn.execute(f"DROP VIEW IF EXISTS {ident(self._schema)}.{ident(view_name)}".encode())
                     await conn.execute(f"DROP TABLE IF EXISTS {ident(self._schema)}.{ident(relation)}".encode())
+
+    async def remove(self, table: VectorTable) -> None:
+        """Drops the table with its view; in a source database, with the last one, walvec's schema as well."""
+        await self.drop(table)
+        if not self._own_database:
+            return
+        state = f"{ident(self._schema)}.{ident(STATE_TABLE)}"
+        async with self._sessions.session() as session, session.conn.transaction():
+            await session.conn.execute(_ENSURE_LOCK.encode())
+            cur = await session.conn.execute(b"SELECT to_regclass(%s)", (state,))
+            row = await cur.fetchone()
+            if row is not None and row[0] is not None:
+                cur = await session.conn.execute(f"SELECT 1 FROM {state} LIMIT 1".encode())
+                if await cur.fetchone() is not None:
+                    return
+                await session.conn.execute(f"DROP TABLE {state}".encode())
+            # a schema that an administrator made stays: walvec could not make it again
+            cur = await session.conn.execute(
+                b"SELECT 1 FROM pg_namespace n WHERE n.nspname = %s AND pg_has_role(n.nspowner, 'USAGE')"
+                b" AND has_database_privilege(current_database(), 'CREATE')",
+                (self._schema,),
+            )
+            if await cur.fetchone() is None:
+                return
+            try:
+                async with session.conn.transaction():
+                    await session.conn.execute(f"DROP SCHEMA {ident(self._schema)}".encode())
+            except psycopg.errors.DependentObjectsStillExist:
+                _log.info("schema stays, others use it", extra={"action": "schema_kept", "schema": self._schema})
 
     async def _layout(self, session: Session, table: VectorTable, generation: Generation) -> Layout:
         """As the storage is, whoever made it; kept until the definition changes."""

@@ -38,14 +38,19 @@ class Stores:
                 f"Vector table {table.name!r} asks for store qdrant, which is not available in this version.",
                 "Use store: pgvector.",
             )
-        if table.mode == "platform":
-            dsn = (await self._connection(table)).dsn
-        else:
+        dsn = (await self._connection(table)).dsn if table.mode == "platform" else None
+        return self._at(table, dsn)
+
+    def _at(self, table: VectorTable, dsn: str | None) -> PgvectorStore:
+        """`dsn`: of its connection, for mode platform."""
+        if table.mode != "platform":
             url = self._settings.pgvector.url
             if url is None:
                 raise ConfigError("No pgvector database is configured.", "Set WALVEC_PGVECTOR__URL.")
             dsn = url.get_secret_value()
         own = table.mode == "platform"
+        if dsn is None:
+            raise NotFound(f"The connection of {table.name!r} does not exist.")
         key = (dsn, own, table.view_schema)
         found = self._open.get(key)
         if found is None:
@@ -75,6 +80,12 @@ class Stores:
 
     async def drop(self, table: VectorTable, generation: int | None = None) -> None:
         await (await self.of(table)).drop(table, generation)
+
+    async def generations(self, table: VectorTable) -> list[int]:
+        return await (await self.of(table)).generations(table)
+
+    async def remove(self, table: VectorTable, dsn: str | None) -> None:
+        await self._at(table, dsn).remove(table)
 
     async def apply(self, table: VectorTable, generation: Generation, records: Sequence[VectorRecord]) -> Applied:
         return await (await self.of(table)).apply(table, generation, records)

@@ -67,6 +67,14 @@ class RowsRead:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceIdentity:
+    """Which database of which server. `system_identifier` is empty where the user may not know it."""
+
+    system_identifier: str
+    database: str
+
+
+@dataclass(frozen=True, slots=True)
 class SlotView:
     """A replication slot as the source sees it. `status`: its wal_status, or "missing"; sizes in bytes."""
 

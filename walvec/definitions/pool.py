@@ -204,8 +204,12 @@ class Pool:
     async def ordered(self) -> AsyncIterator[Connection]:
         """A transaction that may move the feed. All of them lock the installation first: no deadlock among them."""
         async with self.transaction() as conn:
-            await conn.execute("SELECT 1 FROM walvec_control.installation FOR NO KEY UPDATE")
+            await self.order(conn)
             yield conn
+
+    async def order(self, conn: Connection) -> None:
+        """Takes that lock, until the transaction's end."""
+        await conn.execute("SELECT 1 FROM walvec_control.installation FOR NO KEY UPDATE")
 
     @asynccontextmanager
     async def change(self) -> AsyncIterator[Connection]:

@@ -308,6 +308,10 @@ class Removals(Protocol):
     ) -> AbstractAsyncContextManager[Claim | None]:
         """This one, or the next that is due. None: there is none, or others have it in hand."""
 
+    async def adopt(self) -> None:
+        """Enters the slots of connections that stream no vector table any more, where nothing was entered: an earlier
+        version, or a reader that was killed at the wrong moment, left them."""
+
     async def put(self, table: VectorTable, what: Sequence[What]) -> Sequence[str]:
         """Of a vector table that was never entered, or not wholly."""
 

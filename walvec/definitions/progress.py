@@ -53,6 +53,15 @@ class ControlProgress:
                 ],
             )
 
+    async def advance(self, connection_id: str, progress: SourceProgress) -> bool:
+        async with self._pool.transaction() as conn:
+            cursor = await conn.execute(
+                "UPDATE walvec_control.progress SET lsn = %s, updated_at = now()"
+                " WHERE connection_id = %s AND slot_created_lsn = %s",
+                [progress.lsn, connection_id, progress.slot_created_lsn],
+            )
+            return cursor.rowcount == 1
+
     async def published(self, connection_id: str) -> Mapping[str, str] | None:
         async with self._pool.transaction() as conn:
             cursor = await conn.execute(

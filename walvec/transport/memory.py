@@ -120,6 +120,10 @@ class MemoryLog:
     async def committed(self, topic: str, group: str) -> dict[int, int]:
         return self.topic(topic).committed(group)
 
+    async def delete_group(self, group: str) -> None:
+        for topic in self._topics.values():
+            topic.groups.pop(group, None)
+
     async def reset(self, topic: str, group: str, offsets: Mapping[int, int]) -> None:
         found = self.topic(topic)
         for partition in offsets:

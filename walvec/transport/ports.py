@@ -97,6 +97,10 @@ class Log(Protocol):
         """Moves a group, backwards too; members read from there. Where members cannot be told (Kafka), a group that has
         some is refused with Conflict."""
 
+    async def delete_group(self, group: str) -> None:
+        """What is kept of a group, of all topics; one that is not there is no error. Raises Conflict while it has
+        members and they cannot be told (Kafka)."""
+
     def read(self, topic: str, partition: int, offset: int, end: int | None = None) -> AsyncIterator[StoredRecord]:
         """Records from `offset` up to `end` (exclusive; default: the end as of the call), without a group."""
 

@@ -372,6 +372,21 @@ class Admin:
             if place.error is not None:
                 raise self._refused(place.error, topic, group)
 
+    async def delete_group(self, group: str) -> None:
+        """One that is not there is no error. Raises Conflict while it has members."""
+        future = self._client.admin.delete_consumer_groups([group], request_timeout=ANSWER_SECONDS)[group]
+        try:
+            await asyncio.wrap_future(future)
+        except KafkaException as error:
+            code = kafka_error(error).code()
+            if code == KafkaError.GROUP_ID_NOT_FOUND:
+                return
+            if code == KafkaError.NON_EMPTY_GROUP:
+                raise Conflict(
+                    f"The group {group} has members yet.", "It is deleted once they have heard that it is not wanted."
+                ) from None
+            raise self._client.translate(error) from None
+
     def _refused(self, error: Any, topic: str, group: str) -> WalvecError:
         if kafka_error(error).code() in (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.NON_EMPTY_GROUP):
             return Conflict(

@@ -100,6 +100,10 @@ class KafkaLog:
         self._check_open()
         await self._admin.reset(topic, group, offsets)
 
+    async def delete_group(self, group: str) -> None:
+        self._check_open()
+        await self._admin.delete_group(group)
+
     # ---- reading and writing
 
     async def read(

@@ -129,6 +129,13 @@ class LocalLog:
         while await self.writer.call(lambda transaction: retention.drop_doomed(transaction.connection), lasting=False):
             continue
 
+    async def delete_group(self, group: str) -> None:
+        def work(transaction: Transaction) -> None:
+            for table in ("groups", "offsets", "members", "owners"):
+                transaction.connection.execute(f"DELETE FROM {table} WHERE name = ?", (group,))
+
+        await self.writer.call(work, lasting=True)
+
     async def topic_identity(self, topic: str) -> str:
         number, _ = await self.reader.run(lambda connection: schema.topic_id(connection, topic))
         return f"{self._identity}/{number}"  # numbers are never used twice

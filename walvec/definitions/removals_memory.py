@@ -1,0 +1,110 @@
+"""Removals as plain objects: the part of `memory` that stands for `removals`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from walvec.contracts.errors import NotFound
+from walvec.definitions.model import VectorTable
+from walvec.definitions.removals import OF_SOURCE, Removal, What, new_removal_id
+
+if TYPE_CHECKING:
+    from walvec.definitions.memory import MemoryControl
+
+
+class MemoryClaim:
+    def __init__(self, removals: MemoryRemovals, removal: Removal) -> None:
+        self._removals = removals
+        self.removal = removal
+
+    async def done(self) -> None:
+        self._removals.end(self.removal)
+
+    async def failed(self, reason: str, again_in: float) -> None:
+        self._removals.again(self.removal, reason, again_in)
+
+
+class MemoryRemovals:
+    """Implements `ports.Removals`."""
+
+    def __init__(self, control: MemoryControl) -> None:
+        self._control = control
+        self._left: dict[str, Removal] = {}
+        self._due: dict[str, float] = {}
+        self._claimed: set[str] = set()
+
+    async def open(self, environment_id: str | None = None) -> list[Removal]:
+        return [r for r in self._left.values() if environment_id in (None, r.environment_id)]
+
+    @asynccontextmanager
+    async def claim(
+        self, removal_id: str | None = None, *, but: Collection[str] = ()
+    ) -> AsyncIterator[MemoryClaim | None]:
+        free = [r for r in self._left.values() if r.id not in self._claimed]
+        if removal_id is not None:
+            found = next((r for r in free if r.id == removal_id), None)
+        else:
+            found = next((r for r in free if self._due[r.id] <= monotonic() and r.id not in but), None)
+        if found is None:
+            yield None
+            return
+        self._claimed.add(found.id)
+        try:
+            connection = self._control.feed.current.connections.get(found.connection_id)
+            yield MemoryClaim(self, found if connection is None else replace(found, dsn=connection.dsn))
+        finally:
+            self._claimed.discard(found.id)
+
+    async def adopt(self) -> None:
+        """Nothing outlives this process."""
+
+    async def put(self, table: VectorTable, what: Sequence[What]) -> list[str]:
+        return self.enter(table, what)
+
+    async def give_up(self, removal_id: str) -> None:
+        if removal_id not in self._left:
+            raise NotFound(f"there is no task {removal_id!r}.")
+        self.end(self._left[removal_id])
+
+    def enter(self, table: VectorTable, what: Sequence[What]) -> list[str]:
+        connection = self._control.feed.current.connections.get(table.connection_id)
+        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        made = [
+            Removal(
+                new_removal_id(),
+                table.environment_id,
+                one,
+                table.connection_id if one == "slot" else table.id,
+                table.name if one != "slot" else connection.name if connection else "",
+                table.connection_id,
+                connection.dsn if connection else None,
+                None if one == "slot" else table,
+                created_at=now,
+                updated_at=now,
+            )
+            for one in what
+        ]
+        self._left |= {r.id: r for r in made}
+        self._due |= {r.id: monotonic() for r in made}
+        return [r.id for r in made]
+
+    def take_back(self, connection_id: str) -> None:
+        for one in [r for r in self._left.values() if r.connection_id == connection_id and r.what in OF_SOURCE]:
+            self.end(one)
+
+    def of(self, connection_id: str) -> list[str]:
+        return [r.id for r in self._left.values() if r.connection_id == connection_id]
+
+    def end(self, removal: Removal) -> None:
+        self._left.pop(removal.id, None)
+        if removal.what == "slot":
+            self._control.progress.forget(removal.connection_id)
+
+    def again(self, removal: Removal, reason: str, again_in: float) -> None:
+        self._left[removal.id] = replace(removal, attempts=removal.attempts + 1, last_error=reason)
+        self._due[removal.id] = monotonic() + again_in
