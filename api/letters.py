@@ -36,7 +36,7 @@ async def listed(
     )
 
 
-@router.get("/dead-letters/{letter_id}")
+@router.get("/dead-letters/{letter_id:int}")
 async def one(table_id: str, letter_id: int, services: Use) -> Json:
     table = await services.table(table_id)
     return Json(shapes.letter((await _these(services, table, [letter_id]))[0], whole=True))
@@ -54,7 +54,7 @@ async def replay(table_id: str, services: Use, body: Replay | None = None) -> Js
     return Json({"replayed": len(letters), "tasks": [shapes.task(t) for t in tasks]})
 
 
-@router.delete("/dead-letters/{letter_id}")
+@router.delete("/dead-letters/{letter_id:int}")
 async def drop_one(table_id: str, letter_id: int, services: Use) -> Json:
     table = await services.table(table_id)
     await _these(services, table, [letter_id])

@@ -4,7 +4,7 @@ name, and no value is bent into another type ("5" is no number, 1 is no true).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -45,10 +45,12 @@ Text = Annotated[str, AfterValidator(_text), _NO_NUL]
 Secret = Annotated[SecretStr, AfterValidator(_text), _NO_NUL]
 Word = Annotated[Text, Field(min_length=1, max_length=1000)]
 Name = Annotated[Text, Field(min_length=1, max_length=100)]
-Int = Annotated[int, BeforeValidator(_number, json_schema_input_type=int)]
-Float = Annotated[float, BeforeValidator(_number, json_schema_input_type=float), Field(allow_inf_nan=False)]
+NUMBER = BeforeValidator(_number)
+"""Stands last, so that the limits before it show in the schema."""
+Int = Annotated[int, NUMBER]
+Float = Annotated[float, Field(allow_inf_nan=False), NUMBER]
 Bool = StrictBool
-Seconds = Annotated[Float, Field(ge=0, le=86_400)]
+Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False), NUMBER]
 
 
 class Body(BaseModel):
@@ -80,7 +82,7 @@ class Credentials(Body):
     """A connection string."""
     host: Text | None = None
     """Name or address of the server."""
-    port: Annotated[Int, Field(ge=1, le=65535)] | None = None
+    port: Annotated[int, Field(ge=1, le=65535), NUMBER] | None = None
     """Default: 5432."""
     database: Text | None = None
     """Name of the database."""
@@ -107,11 +109,13 @@ class Limits(TypedDict, total=False):
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
-    max_items: Annotated[Int, Field(ge=1, le=1_000_000, description="Texts.")]
-    max_tokens: Annotated[Int, Field(ge=0, le=1_000_000_000, description="Tokens; 0: no limit.")]
-    max_bytes: Annotated[Int, Field(ge=0, le=1_000_000_000, description="Bytes of text; 0: no limit.")]
-    max_in_flight: Annotated[Int, Field(ge=1, le=1000, description="Requests at the same time.")]
-    max_text_tokens: Annotated[Int, Field(ge=0, le=1_000_000_000, description="A longer text is cut; 0: no limit.")]
+    max_items: Annotated[int, Field(ge=1, le=1_000_000, description="Texts."), NUMBER]
+    max_tokens: Annotated[int, Field(ge=0, le=1_000_000_000, description="Tokens; 0: no limit."), NUMBER]
+    max_bytes: Annotated[int, Field(ge=0, le=1_000_000_000, description="Bytes of text; 0: no limit."), NUMBER]
+    max_in_flight: Annotated[int, Field(ge=1, le=1000, description="Requests at the same time."), NUMBER]
+    max_text_tokens: Annotated[
+        int, Field(ge=0, le=1_000_000_000, description="A longer text is cut; 0: no limit."), NUMBER
+    ]
 
 
 class NewProvider(Body):
@@ -136,7 +140,7 @@ class NewColumn(ColumnSpec):
     """Name in the source table, verbatim."""
     role: Literal["embedding", "metadata"]
     """embedding: part of the text that is embedded. metadata: stored beside the vector, to filter by."""
-    ordinal: Annotated[Int, Field(ge=-(2**31), lt=2**31)] | None = None
+    ordinal: Annotated[int, Field(ge=-(2**31), lt=2**31), NUMBER] | None = None
     """Place in the text; columns without one come last."""
     name_prefix: Annotated[Text, Field(max_length=1000)] = Field("", examples=["title: "])
     """Put before the value in the text."""
@@ -151,9 +155,9 @@ class NewIndex(IndexSpec):
 
     kind: Literal["hnsw", "none"] = "hnsw"
     """none: exact search."""
-    m: Annotated[Int, Field(ge=2, le=100)] | None = None
+    m: Annotated[int, Field(ge=2, le=100), NUMBER] | None = None
     """pgvector's own."""
-    ef_construction: Annotated[Int, Field(ge=4, le=1000)] | None = None
+    ef_construction: Annotated[int, Field(ge=4, le=1000), NUMBER] | None = None
     """pgvector's own; at least twice `m`."""
 
 
@@ -176,8 +180,8 @@ Columns = Annotated[
 ]  # fmt: skip
 KeyColumns = Word | Annotated[list[Word], Field(min_length=1, max_length=32, json_schema_extra={"uniqueItems": True})]
 Model = Annotated[Text, Field(min_length=1, max_length=200)]
-Dimensions = Annotated[Int, Field(ge=1, le=16_000)]
-Kept = Annotated[Int, Field(ge=0, le=2_592_000)]
+Dimensions = Annotated[int, Field(ge=1, le=16_000), NUMBER]
+Kept = Annotated[int, Field(ge=0, le=2_592_000), NUMBER]
 
 
 class NewVectorTable(VectorTableSpec):
@@ -261,14 +265,39 @@ class Backfill(Body):
 
 
 class Query(Body):
-    query: Annotated[Text, Field(min_length=1)]
+    """`query` or `vector`, one of them."""
+
+    model_config = Body.model_config | ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["query"], "properties": {"query": {"type": "string"}, "vector": {"type": "null"}}},
+                {"required": ["vector"], "properties": {"vector": {"type": "array"}, "query": {"type": "null"}}},
+            ]
+        }
+    )
+
+    query: Annotated[Text, Field(min_length=1)] | None = Field(None, examples=["something warm for hiking"])
     """What is looked for, in words."""
-    limit: Annotated[Int, Field(ge=1, le=100)] = 10
+    vector: Annotated[list[Float], Field(min_length=1, max_length=16_000)] | None = None
+    """What is looked for, as the vector table's model embeds it."""
+    mode: Literal["vector"] = "vector"
+    """What results are ranked by: similarity."""
+    limit: Annotated[int, Field(ge=1, le=100), NUMBER] = 10
     """Results at most."""
-    min_similarity_score: Annotated[Float, Field(ge=0, le=1)] | None = None
+    min_similarity_score: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NUMBER] | None = None
     """Worse results are left out."""
     filters: dict[str, Any] | None = Field(None, examples=[{"in_stock": {"eq": True}, "price": {"lte": 150}}])
     """By metadata column: a value, or operators (eq ne gt gte lt lte in nin exists); `$or`: a list of such objects."""
+    cursor: Annotated[Text, Field(min_length=1, max_length=200_000)] | None = None
+    """`next_cursor` of the page before, with everything else as it was there; `limit` and `include` may differ."""
+    include: Annotated[list[Literal["embedded_text", "vector"]], Field(max_length=2)] = ["embedded_text"]
+    """What results hold beside the documented fields."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.query is None) == (self.vector is None):
+            raise ValueError("give either `query` or `vector`")
+        return self
 
 
 class Apply(Body):
@@ -284,6 +313,15 @@ class DrainRequest(Body):
     tables: Annotated[list[Word], Field(max_length=1000)] | None = None
     """Ids or names. Default: all."""
     timeout: Seconds = 300
+    """Seconds to wait at most."""
+
+
+class DrainTable(Body):
+    lsn: Annotated[Word, Field(pattern=r"^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$")] | None = Field(
+        None, examples=["0/16B3748"]
+    )
+    """What is to be searchable: pg_current_wal_lsn() of the source after a commit. Default: all committed before."""
+    timeout: Seconds = 30
     """Seconds to wait at most."""
 
 
