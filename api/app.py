@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import (
+    api_keys,
     apply,
     connections,
     docs,
+    environments,
+    generations,
     health,
     letters,
     logs,
     openapi,
     operations,
+    organizations,
     problems,
     providers,
     query,
@@ -24,15 +26,15 @@ from api import (
     tasks,
     vector_tables,
 )
-from api.access import allowed
+from api.access import Access, Caller, is_loopback, keys_of
 from api.services import Services
 from walvec import __version__
+from walvec.contracts.errors import WalvecError
 
 _OPEN = ("/health", "/docs", "/openapi.json")
 
 
-def create_app(services: Services, keys: Sequence[str] = ()) -> FastAPI:
-    """`keys`: bearer tokens that may ask; none = everybody who reaches the address."""
+def create_app(services: Services) -> FastAPI:
     app = FastAPI(title="walvec", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.services = services
     problems.install(app)
@@ -41,6 +43,7 @@ def create_app(services: Services, keys: Sequence[str] = ()) -> FastAPI:
         connections,
         providers,
         vector_tables,
+        generations,
         sync,
         query,
         letters,
@@ -48,21 +51,26 @@ def create_app(services: Services, keys: Sequence[str] = ()) -> FastAPI:
         logs,
         operations,
         apply,
+        organizations,
+        environments,
+        api_keys,
     )
     for part in parts:
         app.include_router(part.router)
     docs.install(app)
     openapi.install(app)
-    app.add_middleware(Gate, keys=tuple(keys))
+    app.add_middleware(Gate, services=services)
     return app
 
 
 class Gate:
-    """Gives each request its id and asks for the key. Plain ASGI, so that streams and hang-ups pass through."""
+    """Gives each request its id and finds out who asks. Plain ASGI, so that streams and hang-ups pass through."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
-        self._keys = keys
+        self._definitions = services.control.definitions
+        settings = services.settings
+        self._access = Access(keys_of(settings), is_loopback(settings.api.host), settings.environment)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,15 +87,20 @@ class Gate:
             await send(message)
 
         request = Request(scope)
-        closed = bool(self._keys) and not request.url.path.startswith(_OPEN)
-        if closed and not allowed(request.headers.get("authorization", ""), self._keys):
-            refused = problems.answer(
-                request,
-                401,
-                "unauthorized",
-                "the API key is missing or wrong.",
-                "Send Authorization: Bearer <one of WALVEC_API__KEYS>.",
-            )
-            await refused(scope, receive, named)
-            return
+        if not request.url.path.startswith(_OPEN):
+            try:
+                scope["state"]["caller"] = await self._admitted(request)
+            except WalvecError as e:
+                await problems.failure(request, e)(scope, receive, named)
+                return
         await self._app(scope, receive, named)
+
+    async def _admitted(self, request: Request) -> Caller:
+        """Raises Problem, ControlUnavailable."""
+        return self._access.admit(
+            await self._definitions.snapshot(),
+            request.method,
+            request.url.path,
+            request.headers.get("authorization", ""),
+            request.headers.get("x-environment-id"),
+        )

@@ -31,6 +31,7 @@ async def apply(body: Apply, services: Use) -> Json:
             prune=body.prune,
             default_store=services.settings.store,
             log=services.shared_log,
+            environment=services.environment,
         )
         differences = plan.differences
         if not body.dry_run:

@@ -36,6 +36,7 @@ async def create(provider: str, body: NewConnection, services: Use) -> Json:
         on_slot_loss=body.on_slot_loss,
         status="created",
         created_at=now(),
+        environment_id=services.environment.id,
     )
     await services.control.definitions.put_connection(made)
     return Json(shapes.connection(made), status_code=201)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-from api.answers import activity, definitions, search
+from api.answers import accounts, activity, definitions, search
 from api.answers.parts import Page
 
 CODES: Mapping[str, tuple[int, str]] = {
@@ -20,6 +20,12 @@ CODES: Mapping[str, tuple[int, str]] = {
     "body_too_large": (413, "the body is larger than walvec takes."),
     "permission_denied": (403, "a read-only key may only GET and query."),
     "source_table_access_denied": (403, "the connection's user may not read the source table."),
+    "org_deleting": (403, "the organization is being deleted."),
+    "org_not_found": (404, "the organization does not exist, or is somebody else's."),
+    "api_key_not_found": (404, "the API key does not exist in this organization."),
+    "organization_conflict": (409, "the name is taken, or it is the default organization."),
+    "environment_conflict": (409, "the name is taken, or the environment is in use."),
+    "not_supported": (501, "walvec does not do this."),
     "resource_not_found": (404, "there is nothing at this path."),
     "environment_not_found": (404, "the environment does not exist, or belongs to somebody else."),
     "connection_not_found": (404, "the connection does not exist in this environment."),
@@ -80,6 +86,11 @@ PARAMETERS: Mapping[str, str] = {
     "provider_id": "Id or name of the embedding provider.",
     "provider": "Kind of source: postgresql.",
     "task_id": "Id of the task.",
+    "org_id": "Id of the organization.",
+    "environment_id": "Id or name of the environment.",
+    "key_id": "Id of the API key.",
+    "user_id": "Id of a person.",
+    "token": "Of an invitation.",
     "letter_id": "Number of the dead letter.",
     "limit": "Items per page.",
     "cursor": "next_cursor of the page before.",
@@ -98,7 +109,85 @@ _TABLE = ("vector_table_not_found",)
 _LOG = ("log_unavailable", "log_damaged")
 _WAIT = ("shutting_down",)
 
+_PEOPLE = {
+    ("POST", "/v1/auth/otp"): "request_login_code",
+    ("POST", "/v1/auth/verify"): "log_in",
+    ("POST", "/v1/auth/refresh"): "refresh_login",
+    ("GET", "/v1/organizations/{org_id}/members"): "list_members",
+    ("DELETE", "/v1/organizations/{org_id}/members/{user_id}"): "remove_member",
+    ("POST", "/v1/organizations/{org_id}/leave"): "leave_organization",
+    ("POST", "/v1/organizations/{org_id}/transfer-ownership"): "transfer_ownership",
+    ("GET", "/v1/organizations/{org_id}/invitations"): "list_invitations",
+    ("POST", "/v1/organizations/{org_id}/invitations"): "invite",
+    ("POST", "/v1/organizations/invitations/{token}/accept"): "accept_invitation",
+    ("GET", "/v1/billing/subscription"): "get_subscription",
+}
+"""What needs people, who are no part of walvec."""
+
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
+    **{
+        place: Operation(
+            name, "Not supported: walvec keeps no people", None, 501, ("not_supported",), environment=False
+        )
+        for place, name in _PEOPLE.items()
+    },
+    ("POST", "/v1/organizations"): Operation(
+        "create_organization",
+        "Create an organization, its environment prod and its first API key",
+        accounts.OrganizationMade,
+        201,
+        ("organization_conflict",),
+        environment=False,
+    ),
+    ("GET", "/v1/organizations"): Operation(
+        "list_organizations", "List organizations", Page[accounts.Organization], environment=False
+    ),
+    ("GET", "/v1/organizations/{org_id}"): Operation(
+        "get_organization", "Get an organization", accounts.Organization, codes=("org_not_found",), environment=False
+    ),
+    ("DELETE", "/v1/organizations/{org_id}"): Operation(
+        "delete_organization",
+        "Delete an organization with all that it holds",
+        accounts.Organization,
+        202,
+        ("org_not_found", "organization_conflict"),
+        environment=False,
+    ),
+    ("POST", "/v1/environments"): Operation(
+        "create_environment",
+        "Create an environment",
+        accounts.Environment,
+        201,
+        ("environment_conflict",),
+        environment=False,
+    ),
+    ("GET", "/v1/environments"): Operation(
+        "list_environments", "List environments", Page[accounts.Environment], environment=False
+    ),
+    ("GET", "/v1/environments/{environment_id}"): Operation(
+        "get_environment",
+        "Get an environment",
+        accounts.Environment,
+        codes=("environment_not_found",),
+        environment=False,
+    ),
+    ("DELETE", "/v1/environments/{environment_id}"): Operation(
+        "delete_environment",
+        "Delete an empty environment",
+        None,
+        204,
+        ("environment_not_found", "environment_conflict"),
+        environment=False,
+    ),
+    ("POST", "/v1/api-keys"): Operation(
+        "create_api_key", "Create an API key", accounts.KeyMade, 201, environment=False
+    ),
+    ("GET", "/v1/api-keys"): Operation(
+        "list_api_keys", "List API keys, revoked ones too", Page[accounts.ApiKey], environment=False
+    ),
+    ("DELETE", "/v1/api-keys/{key_id}"): Operation(
+        "revoke_api_key", "Revoke an API key", None, 204, ("api_key_not_found",), environment=False
+    ),
     ("GET", "/health"): Operation(
         "health",
         "Is walvec there, and is what it was started with applied?",

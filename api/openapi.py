@@ -163,7 +163,7 @@ def _codes(operation: Mapping[str, Any], known: Operation, method: str, path: st
     """Those of the operation, and those that it shares with its like."""
     if not path.startswith("/v1"):
         return list(known.codes)
-    found = [*known.codes, "unauthorized", "key_revoked", "rate_limit_exceeded", "control_unavailable"]
+    found = [*known.codes, "unauthorized", "key_revoked", "org_deleting", "rate_limit_exceeded", "control_unavailable"]
     if method != "GET" and not known.reads:
         found.append("permission_denied")
     if known.environment:

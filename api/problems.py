@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from api.responses import Json
-from walvec.contracts.errors import WalvecError
+from walvec.contracts.errors import Conflict, WalvecError
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "control_unavailable": (503, "control_unavailable"),
     "not_found": (404, "resource_not_found"),
     "conflict": (409, "conflict"),
+    "precondition_failed": (412, "precondition_failed"),
     "internal": (500, "internal_error"),
 }
 _HTTP = {400: "validation_error", 401: "unauthorized", 404: "resource_not_found", 405: "method_not_allowed"}
@@ -84,18 +85,25 @@ def new_request_id() -> str:
     return f"req_{uuid4().hex[:16]}"
 
 
+def failure(request: Request, error: WalvecError) -> Response:
+    """An expected failure as an answer."""
+    if isinstance(error, Problem):
+        status, code = error.status, error.code
+    else:
+        status, code = KINDS.get(error.kind, KINDS["internal"])
+        if isinstance(error, Conflict):
+            code = error.code
+    if status >= 500:
+        logger.warning("request failed", extra={"action": "request_failed", "kind": error.kind, "code": code})
+    return answer(request, status, code, error.message, error.cure)
+
+
 def install(app: FastAPI) -> None:
     """Every exception becomes the envelope."""
 
     async def expected(request: Request, error: Exception) -> Response:
         assert isinstance(error, WalvecError)
-        if isinstance(error, Problem):
-            status, code = error.status, error.code
-        else:
-            status, code = KINDS.get(error.kind, KINDS["internal"])
-        if status >= 500:
-            logger.warning("request failed", extra={"action": "request_failed", "kind": error.kind, "code": code})
-        return answer(request, status, code, error.message, error.cure)
+        return failure(request, error)
 
     async def validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

@@ -38,6 +38,7 @@ async def create(body: NewProvider, services: Use) -> Json:
         default_model=body.default_model,
         limits=body.limits,
         created_at=now(),
+        environment_id=services.environment.id,
     )
     await services.control.definitions.put_provider(made)
     return Json(_with_models(made, services), status_code=201)

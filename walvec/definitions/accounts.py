@@ -5,9 +5,37 @@ Every change moves the feed: a key that is revoked opens nothing from then on, i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from walvec.contracts.errors import Conflict, NotFound
 from walvec.definitions.model import DEFAULT_ORGANIZATION, ApiKey, Environment, Organization
 from walvec.definitions.pool import Connection, Pool
+from walvec.definitions.tasks import instant
+
+
+async def read_accounts(
+    conn: Connection,
+) -> tuple[Mapping[str, Environment], Mapping[str, Organization], Mapping[str, ApiKey]]:
+    cursor = await conn.execute(
+        "SELECT id, org_id, name, view_schema, created_at FROM walvec_control.environments ORDER BY created_at, id"
+    )
+    environments = [Environment(r[0], r[1], r[2], r[3], instant(r[4])) for r in await cursor.fetchall()]
+    cursor = await conn.execute(
+        "SELECT id, name, status, created_at FROM walvec_control.organizations ORDER BY created_at, id"
+    )
+    organizations = [Organization(r[0], r[1], r[2], instant(r[3])) for r in await cursor.fetchall()]
+    cursor = await conn.execute(
+        "SELECT id, org_id, name, digest, prefix, permission, created_by, created_at, revoked_at"
+        " FROM walvec_control.api_keys ORDER BY created_at, id"
+    )
+    keys = [_key(r) for r in await cursor.fetchall()]
+    return {e.id: e for e in environments}, {o.id: o for o in organizations}, {k.id: k for k in keys}
+
+
+def _key(row: tuple[Any, ...]) -> ApiKey:
+    revoked_at = None if row[8] is None else instant(row[8])
+    return ApiKey(row[0], row[1], row[2], bytes(row[3]), row[4], row[5], row[6], instant(row[7]), revoked_at)
 
 
 async def enter_environment(conn: Connection, environment: Environment) -> None:
@@ -23,6 +51,8 @@ async def _enter_key(conn: Connection, key: ApiKey) -> None:
         " VALUES (%s, %s, %s, %s, %s, %s, %s)",
         [key.id, key.org_id, key.name, key.digest, key.prefix, key.permission, key.created_by],
     )
+    if key.permission == "full":
+        await conn.execute("UPDATE walvec_control.installation SET keys_needed = true WHERE NOT keys_needed")
 
 
 class ControlAccounts:

@@ -319,6 +319,8 @@ class Snapshot:
     environments: Mapping[str, Environment] = field(default_factory=dict)
     organizations: Mapping[str, Organization] = field(default_factory=dict)
     api_keys: Mapping[str, ApiKey] = field(default_factory=dict)
+    keys_needed: bool = False
+    """Whether there ever was a full key: since then nobody asks without one."""
 
     def within(self, environment_id: str) -> Snapshot:
         """What one environment holds, as if there were no other."""

@@ -8,6 +8,7 @@ import secrets
 from walvec.definitions.model import DEFAULT_ORGANIZATION, ApiKey, Environment, Organization, Permission
 
 FIRST_ENVIRONMENT = "prod"
+FIRST_VIEW_SCHEMA = "walvec"
 _IDENTIFIER = 63
 _TAKEN = ("walvec_control",)
 
@@ -23,7 +24,7 @@ def new_environment(organization: Organization, name: str) -> Environment:
 def view_schema(organization: Organization, name: str) -> str:
     """The schema of an environment's storages and views in a store's database; never one of walvec's own."""
     if organization.name == DEFAULT_ORGANIZATION:
-        schema = "walvec" if name == FIRST_ENVIRONMENT else f"walvec_{name}"
+        schema = FIRST_VIEW_SCHEMA if name == FIRST_ENVIRONMENT else f"walvec_{name}"
     else:
         schema = f"walvec_{organization.id.removeprefix('org_')[:8]}_{name}"
     if len(schema) <= _IDENTIFIER and schema not in _TAKEN:

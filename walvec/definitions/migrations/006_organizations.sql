@@ -2,11 +2,13 @@
 -- names within an environment, and one version moves with every definition.
 
 CREATE TABLE walvec_control.installation (
-    only_one  boolean PRIMARY KEY DEFAULT true CHECK (only_one),
-    version   bigint NOT NULL,
-    key_check bytea
+    only_one    boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    version     bigint NOT NULL,
+    key_check   bytea,
+    keys_needed boolean NOT NULL DEFAULT false
 );
 COMMENT ON COLUMN walvec_control.installation.version IS 'grows with every change of a definition; its row lock puts the changes in order';
+COMMENT ON COLUMN walvec_control.installation.keys_needed IS 'there was a full API key: since then nobody asks without one';
 COMMENT ON COLUMN walvec_control.installation.key_check IS 'a known text, encrypted: tells a wrong secret key at once';
 
 CREATE TABLE walvec_control.organizations (

@@ -1,0 +1,63 @@
+"""`/v1/api-keys`: bearer tokens of the asking organization. Each is shown once, and kept as its hash."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from api.pages import page
+from api.paging import Cursor, Limit
+from api.problems import Problem
+from api.responses import Json
+from api.schemas import Body, Name
+from api.services import Use
+from walvec.definitions.model import ApiKey, Permission
+from walvec.definitions.tenancy import new_key
+
+router = APIRouter(prefix="/v1", tags=["API keys"])
+
+
+class NewKey(Body):
+    name: Name
+    """What it is for."""
+    permission: Permission = "full"
+    """read_only: GET, and queries."""
+
+
+@router.post("/api-keys", status_code=201)
+async def create(body: NewKey, services: Use) -> Json:
+    asked_by = services.caller.key_id if services.caller else None
+    token, made = new_key(services.organization, body.name, body.permission, asked_by)
+    await services.control.accounts.create_key(made)
+    stored = (await services.account()).api_keys[made.id]
+    return Json({"key": token, "api_key": shape(stored)}, status_code=201)
+
+
+@router.get("/api-keys")
+async def listed(services: Use, limit: Limit = 20, cursor: Cursor = None) -> Json:
+    """Revoked ones too."""
+    found = sorted((await services.account()).api_keys.values(), key=lambda k: (k.created_at, k.id))
+    some, pagination = page(found, limit, cursor, lambda k: k.id)
+    return Json({"data": [shape(k) for k in some], "pagination": pagination})
+
+
+@router.delete("/api-keys/{key_id}", status_code=204)
+async def revoke(key_id: str, services: Use) -> None:
+    """At once, in every process."""
+    if key_id not in (await services.account()).api_keys:
+        raise Problem(404, "api_key_not_found", "the API key does not exist.", "GET /v1/api-keys lists them.")
+    await services.control.accounts.revoke_key(key_id)
+
+
+def shape(k: ApiKey) -> dict[str, Any]:
+    return {
+        "id": k.id,
+        "org_id": k.org_id,
+        "name": k.name,
+        "key_prefix": k.prefix,
+        "permission": k.permission,
+        "created_by": k.created_by,
+        "created_at": k.created_at,
+        "revoked_at": k.revoked_at,
+    }
