@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from api.lag import Lag, lag_of
+from api.lifecycle import BACKFILLS as BACKFILLS
+from api.lifecycle import OPEN, layers_of
 from api.services import Services
 from walvec.contracts.errors import WalvecError
 from walvec.contracts.position import format_lsn
 from walvec.definitions.model import Snapshot, SyncStatus, Task, VectorTable
 from walvec.transport.records import bridge_group, changes_topic, embedder_group, sink_group, vectors_topic
 
-BACKFILLS = ("backfill", "rebackfill")
 _PATIENCE = 3.0  # seconds that a status waits for a source or store that may be down
 _FRESH = 10.0  # seconds after which a role's report says that the role is not there
 
@@ -22,25 +23,14 @@ Reports = Mapping[tuple[str, str], tuple[Mapping[str, Any], float]]
 
 
 def state_of(table: VectorTable, tasks: Sequence[Task]) -> SyncStatus:
-    """Worst first. `tasks`: the table's recent ones; a first backfill that has been read is in the store only when
-    the table says so."""
-    if table.error:
-        return "error"
-    if table.paused:
-        return "paused"
-    if table.blocked:
-        return "blocked"
-    backfills = [t for t in tasks if t.task_type in BACKFILLS]
-    if any(t.status in ("pending", "running") for t in backfills):
-        return "backfilling"
-    if not table.backfilled:
-        return "backfilling" if backfills and backfills[0].status == "completed" else "pending"
-    return "pending_rebackfill" if table.pending_rebackfill else "synced"
+    """Worst first. `tasks`: the table's recent ones."""
+    return layers_of(table, tasks)[0][1]
 
 
-def backfill_progress(tasks: Sequence[Task]) -> dict[str, Any] | None:
-    """Of the newest backfill that is open."""
-    task = next((t for t in tasks if t.task_type in BACKFILLS and t.status in ("pending", "running")), None)
+def backfill_progress(tasks: Sequence[Task], generation: int | None = None) -> dict[str, Any] | None:
+    """Of the newest backfill (of that generation) that is open."""
+    found = (t for t in tasks if t.task_type in BACKFILLS and t.status in OPEN)
+    task = next((t for t in found if generation in (None, t.generation)), None)
     if task is None:
         return None
     progress = task.progress
@@ -164,6 +154,8 @@ def last_error(table: VectorTable, tasks: Sequence[Task]) -> str | None:
         return f"{table.error.get('message', '')} {table.error.get('cure', '')}".strip()
     if table.blocked:
         return table.blocked
+    if table.building is not None and table.building.stalled:
+        return table.building.stalled
     newest = next((t for t in tasks if t.task_type in BACKFILLS), None)
     return newest.last_error if newest is not None and newest.status != "completed" else None
 

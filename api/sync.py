@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
 
 from api import shapes
 from api.letters import replay_letters
+from api.lifecycle import BACKFILLS, IN_PROGRESS, OPEN
+from api.permits import permit, refusal
 from api.problems import Problem
 from api.responses import Json, iso
 from api.schemas import Backfill
 from api.services import Services, Use, find_table
-from api.status import all_statuses, counts, last_error, state_of
+from api.specs import spec_of
+from api.status import all_statuses, counts, last_error
 from api.validation import build_vector_table
-from api.vector_tables import spec_of
 from api.verify import open_letters
 from walvec.contracts.errors import Conflict, DefinitionError
 from walvec.definitions.model import Task, TaskType, VectorTable
@@ -25,7 +29,8 @@ router = APIRouter(prefix="/v1/vector-tables/{table_id}", tags=["sync"])
 
 @router.post("/backfill")
 async def backfill(table_id: str, services: Use, body: Backfill | None = None) -> Json:
-    """Returns at once. On a table that is in the store already: reconciles (equal texts cost nothing) and sweeps."""
+    """Returns at once. On a table that is in the store already: reconciles (equal texts cost nothing) and sweeps. While
+    a new generation is to be built: takes over the rebackfill that the change has opened, or tries it again."""
     snapshot = await services.snapshot()
     table = find_table(snapshot, table_id)
     task = await request_backfill(services, table, sweep=body.sweep if body else None)
@@ -34,6 +39,7 @@ async def backfill(table_id: str, services: Use, body: Backfill | None = None) -
         {
             **shapes.task(task),
             "vector_table_id": table.id,
+            "status": services.settings.api.backfill_status,
             "sync_status": "backfilling",
             "total_rows": total,
             "synced_rows": synced,
@@ -43,19 +49,21 @@ async def backfill(table_id: str, services: Use, body: Backfill | None = None) -
 
 async def request_backfill(services: Services, table: VectorTable, *, sweep: bool | None = None) -> Task:
     """Raises Problem `backfill_in_progress`."""
-    building = next((g for g in table.generations if g.state == "building"), None)
-    generation = building or table.active
-    kind: TaskType = "rebackfill" if building or table.backfilled else "backfill"
-    params = {"sweep": (table.backfilled and building is None) if sweep is None else sweep}
+    control = services.control
+    tasks = await control.tasks.recent(table.id, 100)
+    permit(table, tasks, "backfill")
+    building = table.building
     try:
-        return await services.control.tasks.create(kind, table.id, generation.number, params)
+        if building is None:
+            kind: TaskType = "rebackfill" if table.backfilled else "backfill"
+            params = {"sweep": table.backfilled if sweep is None else sweep}
+            return await control.tasks.create(kind, table.id, table.active.number, params, alone=True)
+        opened = next((t for t in tasks if t.task_type in BACKFILLS and t.status in OPEN), None)
+        if building.state == "stalled" or opened is None or opened.generation != building.number:
+            _, opened = await control.definitions.retry(table.id)
+        return await control.tasks.adopt(opened.id)
     except Conflict as e:
-        raise Problem(
-            409,
-            "backfill_in_progress",
-            f"a backfill of {table.name!r} is already running.",
-            f"Wait for it: GET /v1/vector-tables/{table.id}/sync/status",
-        ) from e
+        raise refusal(IN_PROGRESS, table, "backfilling") from e
 
 
 @router.get("/sync/status")
@@ -63,55 +71,79 @@ async def status(table_id: str, services: Use) -> Json:
     """Both documented spellings."""
     snapshot = await services.snapshot()
     table = find_table(snapshot, table_id)
-    found = (await all_statuses(services, [table], snapshot))[0]
+    return Json(sync_status(table, (await all_statuses(services, [table], snapshot))[0]))
+
+
+def sync_status(table: VectorTable, found: Mapping[str, Any]) -> dict[str, Any]:
+    """`found`: as `status` says it."""
     behind = found["lag_seconds"]
-    synced_at = iso(int((time.time() - behind) * 1000)) if table.backfilled and behind is not None else None
-    return Json(
-        {
-            "vector_table_id": table.id,
-            "sync_status": found["state"],
-            "synced_rows": found["synced_rows"] or 0,
-            "total_rows": found["total_rows"] or 0,
-            "last_synced_at": synced_at,
-            "last_sync_at": synced_at,
-            "rows_pending": found["lag_changes"],
-            "staleness_secs": behind,
-            "last_error": found["last_error"],
-            "last_error_at": None,
-            "dead_letters": found["dead_letters"],
-            "backfill": found["backfill"],
-        }
-    )
+    synced_at = _ago(behind) if table.backfilled and behind is not None else None
+    return {
+        "vector_table_id": table.id,
+        "sync_status": found["state"],
+        "synced_rows": found["synced_rows"] or 0,
+        "total_rows": found["total_rows"] or 0,
+        "last_synced_at": synced_at,
+        "last_sync_at": synced_at,
+        "rows_pending": found["lag_changes"],
+        "staleness_secs": behind,
+        **_behind(found),
+        "last_error": found["last_error"],
+        "last_error_at": None,
+        "dead_letters": found["dead_letters"],
+        "backfill": found["backfill"],
+    }
+
+
+def _behind(found: Mapping[str, Any]) -> dict[str, Any]:
+    """How far what is applied is behind what was read; null where the log cannot be asked."""
+    seconds = found["lag_seconds"]
+    oldest = _ago(seconds) if found["lag_changes"] and seconds is not None else None
+    return {"lag_changes": found["lag_changes"], "lag_seconds": seconds, "oldest_unprocessed_at": oldest}
+
+
+def _ago(seconds: float) -> str | None:
+    return iso(int((time.time() - seconds) * 1000))
 
 
 @router.post("/sync/pause")
 async def pause(table_id: str, services: Use) -> Json:
     """Changes are collected, not applied; queries keep working."""
     table = await services.table(table_id)
-    if table.paused:
-        raise Problem(
-            409, "sync_already_paused", f"{table.name!r} is paused already.", f"walvec resume {table.name} goes on."
-        )
+    tasks = await services.control.tasks.recent(table.id, 100)
+    permit(table, tasks, "pause")
     await services.control.definitions.set_paused(table.id, True)
-    return Json(_answer(table, "paused", "Sync has been paused"))
+    return await _answer(services, table.id, "Sync has been paused")
 
 
 @router.post("/sync/resume")
 async def resume(table_id: str, services: Use) -> Json:
     """Also the way out of `error`: dead letters are replayed first, changed columns recorded anew and read again."""
     table = await services.table(table_id)
-    if not table.paused and not table.error:
-        state = state_of(table, await services.control.tasks.recent(table.id, 20))
-        cure = f"{last_error(table, [])} It goes on by itself when that is mended." if table.blocked else ""
-        raise Problem(409, "sync_not_paused", f"{table.name!r} is not paused; it is {state}.", cure)
+    tasks = await services.control.tasks.recent(table.id, 100)
+    cure = f"{last_error(table, [])} It goes on by itself when that is mended." if table.blocked else ""
+    permit(table, tasks, "resume", cure)
     if table.error:
         await _mend(services, table)
         await services.control.states.clear_error(table.id)
     if table.paused:
         await services.control.definitions.set_paused(table.id, False)
-    after = await services.table(table.id)
-    state = state_of(after, await services.control.tasks.recent(table.id, 20))
-    return Json(_answer(table, state, "Sync has been resumed"))
+    return await _answer(services, table.id, "Sync has been resumed")
+
+
+async def _answer(services: Services, table_id: str, message: str) -> Json:
+    snapshot = await services.snapshot()
+    table = find_table(snapshot, table_id)
+    found = (await all_statuses(services, [table], snapshot))[0]
+    return Json(
+        {
+            "vector_table_id": table.id,
+            "name": table.name,
+            "sync_status": found["state"],
+            "message": message,
+            **_behind(found),
+        }
+    )
 
 
 async def _mend(services: Services, table: VectorTable) -> None:
@@ -131,13 +163,13 @@ async def _record_again(services: Services, table: VectorTable) -> None:
     connection = snapshot.connections[table.connection_id]
     provider = snapshot.providers[table.embedding_provider_id]
     rebuilt = await build_vector_table(
-        spec_of(table, connection, provider),
+        spec_of(table, table.active, connection, provider),
         connection,
         provider,
         services.source,
         services.models,
         others=[t for t in snapshot.vector_tables.values() if t.id != table.id],
-        existing=table,
+        existing=replace(table, generations=(table.active,)),
         log=services.shared_log,
     )
     found = rebuilt.active
@@ -146,7 +178,7 @@ async def _record_again(services: Services, table: VectorTable) -> None:
             f"the key of {table.name!r} changed at the source: its vectors are stored by the old one.",
             "Restore the key, or delete the vector table and define it again.",
         )
-    await services.control.states.update_source_columns(table.id, found)
+    await services.control.states.update_source_columns(table.id, replace(found, number=table.active.number))
 
 
 async def _backfill_again(services: Services, table: VectorTable) -> None:
@@ -158,7 +190,3 @@ async def _backfill_again(services: Services, table: VectorTable) -> None:
     except Problem as e:
         if e.code != "backfill_in_progress":
             raise
-
-
-def _answer(table: VectorTable, state: str, message: str) -> dict[str, Any]:
-    return {"vector_table_id": table.id, "name": table.name, "sync_status": state, "message": message}

@@ -54,6 +54,7 @@ async def create(body: NewVectorTable, services: Use) -> Json:
         others=snapshot.vector_tables.values(),
         default_store=services.settings.store,
         log=services.shared_log,
+        environment=services.environment,
     )
     try:
         await create_vector_table(table, services.remover)

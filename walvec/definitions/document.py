@@ -99,6 +99,29 @@ def same_dsn(one: str, other: str) -> bool:
     return conninfo_to_dict(one) == conninfo_to_dict(other)
 
 
+SECRETS = ("password", "sslpassword", "oauth_client_secret")
+"""Parts of a connection string that nobody is shown."""
+
+
+def with_stored_secrets(new: str, old: str) -> str:
+    """A secret that is not given stays as it is stored, but is never sent to another server, or for another user.
+
+    Raises ConfigError when it would be.
+    """
+    given, stored = conninfo_to_dict(new), conninfo_to_dict(old)
+    absent = {name: stored[name] for name in SECRETS if name in stored and name not in given}
+    if not absent:
+        return new
+    place = ("host", "hostaddr", "port", "user")
+    defaults = {"port": "5432"}
+    if any(given.get(n, defaults.get(n)) != stored.get(n, defaults.get(n)) for n in place):
+        raise ConfigError(
+            "the connection has another host, port or user, and its password is not given.",
+            "Give the password for the new address (an empty one if it needs none).",
+        )
+    return make_conninfo(new, **absent)
+
+
 class ProviderSpec(_Part):
     name: str = Field(min_length=1, max_length=100)
     provider: str = Field(min_length=1)
@@ -156,6 +179,7 @@ class VectorTableSpec(_Part):
     separator: str = "\n"
     index: IndexSpec = Field(default_factory=lambda: IndexSpec.model_validate({}))
     source: SourceSpec | None = None
+    keep_previous: int = Field(3600, ge=0, le=2_592_000)
 
     @field_validator("primary_key_column")
     @classmethod

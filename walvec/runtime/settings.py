@@ -107,6 +107,8 @@ class ApiSettings(Section):
     or with commas between them."""
     rate_limit: str = "100000/minute"
     """Requests of one organization, over all API processes: `<number>/<second|minute|hour|day>`, or none."""
+    backfill_status: Literal["pending", "backfilling"] = "pending"
+    """What `status` says in the answer to POST …/backfill: the two documented readings of it."""
     max_body_bytes: int = Field(1024**2, ge=1024)
     max_apply_bytes: int = Field(8 * 1024**2, ge=1024)
     """Of POST /v1/apply alone, where it is above `max_body_bytes`."""
@@ -166,7 +168,9 @@ class EmbedderSettings(Section):
     max_batches: int = Field(4, ge=1)
     """Polled batches that may be in work at once, per vector table."""
     dead_letter_limit: int = Field(100, ge=1)
-    """Dead letters in a row that stop a table."""
+    """Dead letters in a row that stop a table, or stall the generation that is being built."""
+    building_patience_seconds: float = Field(600.0, gt=0)
+    """A provider that gives no answer for so long stalls the generation that is being built with it."""
 
 
 class SinkSettings(Section):

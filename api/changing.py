@@ -1,0 +1,168 @@
+"""`PUT /v1/vector-tables/{id}`: what a body changes of a definition, read, merged and stored as one.
+
+Whoever gave no If-Match is not refused when another writer comes in between: its change is made again of what the
+definition is then. Next: `redefinition` (what that means), `redefine` (carried out).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from api.lifecycle import Event
+from api.permits import permit
+from api.ports import Source
+from api.preconditions import demanded
+from api.problems import Problem, invalid
+from api.redefine import redefine, refuse_fixed
+from api.redefinition import TABLE_FIELDS, Redefinition, redefinition
+from api.schemas import ChangedVectorTable
+from api.services import Services, find_table
+from api.specs import exact_name, spec_of, wanted
+from api.validation import build_vector_table, check_source
+from walvec.contracts.errors import Conflict, PreconditionFailed
+from walvec.definitions.document import VectorTableSpec, spelled
+from walvec.definitions.generations import GENERATION_TAKEN
+from walvec.definitions.model import EmbeddingProvider, Snapshot, SyncStatus, VectorTable
+from walvec.definitions.views import check_view
+
+_TRIES = 10
+_OWN = frozenset((*TABLE_FIELDS, "index"))
+"""What can change without a word of the source."""
+
+
+async def change(services: Services, ref: str, body: ChangedVectorTable, if_match: str | None) -> SyncStatus:
+    """The state afterwards. Raises Problem, DefinitionError, PreconditionFailed, and what cannot be reached."""
+    for left in reversed(range(_TRIES)):
+        snapshot = await services.snapshot()
+        table = find_table(snapshot, ref)
+        seen = demanded(table, if_match)
+        made = await _made(services, table, body, snapshot)
+        state = await _allowed(services, table, made)
+        try:
+            await redefine(made, control=services.control, store=services.store)
+            return state
+        except (Conflict, PreconditionFailed) as e:
+            moved = isinstance(e, PreconditionFailed) or e.code == GENERATION_TAKEN
+            if not moved:
+                if isinstance(e, Conflict) and e.code == "conflict":
+                    raise Problem(409, "vector_table_conflict", e.message, e.cure) from e
+                raise
+            if seen is not None:
+                raise PreconditionFailed(e.message, e.cure) from e
+            if not left:
+                raise Problem(409, "conflict", f"{table.name!r} is changed by others all the time.", e.cure) from e
+    raise AssertionError("unreachable")
+
+
+async def _allowed(services: Services, table: VectorTable, made: Redefinition) -> SyncStatus:
+    tasks = await services.control.tasks.recent(table.id, 100)
+    event: Event = {"generation": "change", "back": "abort"}.get(made.kind, "adjust")  # type: ignore[assignment]
+    found = permit(table, tasks, event)
+    return "backfilling" if made.kind == "recover" else found
+
+
+async def _made(services: Services, table: VectorTable, body: ChangedVectorTable, snapshot: Snapshot) -> Redefinition:
+    given = {name: getattr(body, name) for name in body.model_fields_set if getattr(body, name) is not None}
+    _same_connection(table, given, snapshot)
+    given = {name: value for name, value in given.items() if not _as_it_is(table, name, value)}
+    others = [t for t in snapshot.vector_tables.values() if t.id != table.id]
+    if any(t.name == given.get("name") for t in others):
+        raise Problem(
+            409, "vector_table_conflict", f"there is a vector table {given['name']!r} already.", "Take another name."
+        )
+    if given.keys() <= _OWN and (table.error or {}).get("kind") != "table_changed":
+        made = redefinition(table, _own(table, given))
+        check_view(made.table, made.generation, others)
+        return made
+    connection = snapshot.connections[table.connection_id]
+    provider = _provider(table, given, snapshot)
+    new = await build_vector_table(
+        _spec(table, given, snapshot, provider),
+        connection,
+        provider,
+        services.source,
+        services.models,
+        others=others,
+        default_store=services.settings.store,
+        existing=table,
+        preflight=False,
+        log=services.shared_log,
+    )
+    made = redefinition(table, new)
+    refuse_fixed(made)
+    if made.kind in ("generation", "recover"):
+        await _checked(made, source=services.source, snapshot=snapshot)
+    return made
+
+
+async def _checked(made: Redefinition, *, source: Source, snapshot: Snapshot) -> None:
+    """Columns that are new to the stream must be readable, too."""
+    trial = replace(made.table, generations=(replace(made.generation, state="active"),))
+    await check_source(trial, snapshot.connections[made.table.connection_id], source)
+
+
+def _same_connection(table: VectorTable, given: dict[str, Any], snapshot: Snapshot) -> None:
+    ref = given.get("connection_id")
+    if ref is not None and ref not in (table.connection_id, snapshot.connections[table.connection_id].name):
+        raise invalid(
+            "connection_id: a vector table keeps its connection.", "Define a new vector table, and delete this one."
+        )
+
+
+def _as_it_is(table: VectorTable, name: str, value: Any) -> bool:
+    """Of what cannot be changed: given, and spelled in one of the ways in which it is stored."""
+    key = [k.name for k in table.active.key]
+    known: dict[str, tuple[Any, ...]] = {
+        "connection_id": (value,),
+        "mode": (table.mode,),
+        "store": (table.store,),
+        "source_table": (table.raw_source_table, f"{table.source_schema}.{table.source_table}", exact_name(table)),
+        "primary_key_column": (table.raw_primary_key, key, key[0] if len(key) == 1 else key),
+    }
+    return name in known and value in known[name]
+
+
+def _provider(table: VectorTable, given: dict[str, Any], snapshot: Snapshot) -> EmbeddingProvider:
+    ref = given.get("embedding_provider_id")
+    if ref is None:
+        return snapshot.providers[table.provider_of(wanted(table))]
+    for provider in snapshot.providers.values():
+        if ref in (provider.id, provider.name):
+            return provider
+    raise Problem(404, "embedding_provider_not_found", f"there is no embedding provider {ref!r}.")
+
+
+def _own(table: VectorTable, given: dict[str, Any]) -> VectorTable:
+    """The definition as it is asked for, where the source has no say. One generation, as validation makes it."""
+    generation = wanted(table)
+    if "index" in given:
+        generation = replace(generation, index=given["index"].model_dump(exclude_none=True))
+    return replace(
+        table,
+        embedding_provider_id=table.provider_of(generation),
+        provider_kind=table.kind_of(generation),
+        generations=(replace(generation, state="active"),),
+        **{name: given[name] for name in TABLE_FIELDS if name in given},
+    )
+
+
+def _spec(
+    table: VectorTable, given: dict[str, Any], snapshot: Snapshot, provider: EmbeddingProvider
+) -> VectorTableSpec:
+    generation = wanted(table)
+    now = spec_of(table, generation, snapshot.connections[table.connection_id], provider)
+    values: dict[str, Any] = {name: getattr(now, name) for name in VectorTableSpec.model_fields}
+    another = given.get("embedding_model", generation.embedding_model) != generation.embedding_model
+    if another or provider.id != table.provider_of(generation):
+        values["embedding_dimensions"] = None
+    if provider.id != table.provider_of(generation):
+        values["embedding_model"] = None
+    values |= {name: value for name, value in given.items() if name in VectorTableSpec.model_fields}
+    try:
+        return VectorTableSpec.model_validate(values)
+    except ValidationError as e:
+        found = [f"{spelled(d['loc'])}: {str(d['msg']).removeprefix('Value error, ')}" for d in e.errors()]
+        raise invalid("; ".join(found) + ".", "Correct the fields that are named.") from None

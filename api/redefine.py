@@ -1,0 +1,145 @@
+"""Carries a `Redefinition` out: the definition first, under the revision that was seen, then storage and view.
+
+What the store refuses is taken back. What cannot be reached is rolled forward by the sink. Next: `sink` (swap).
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import replace
+
+from api.lifecycle import BACKFILLS
+from api.ports import SearchStore
+from api.redefinition import Redefinition
+from walvec.contracts.errors import Conflict, DefinitionError, NotFound, StoreRejected, WalvecError
+from walvec.definitions.generations import BACKFILL_IN_PROGRESS
+from walvec.definitions.model import VectorTable
+from walvec.definitions.ports import Control
+from walvec.definitions.revisions import etag as revision
+
+_log = logging.getLogger(__name__)
+
+
+async def redefine(change: Redefinition, *, control: Control, store: SearchStore) -> None:
+    """Raises PreconditionFailed when the table is not what `change` was made of any more, Conflict (also while a new
+    generation is swapped in), StoreRejected, and what cannot be reached."""
+    refuse_fixed(change)
+    old = change.old
+    if change.kind == "nothing":
+        return
+    if change.kind == "recover":
+        await _recover(change, control, store)
+    elif change.kind == "generation":
+        await _another(change, control, store)
+    else:
+        seen = revision(old)
+        if change.kind == "back":
+            seen = revision(await control.definitions.abort(old.id, etag=seen))
+        await control.definitions.put_vector_table(change.table, etag=seen)
+        await _shown(change, control, store)
+
+
+def refuse_fixed(change: Redefinition) -> None:
+    """Raises DefinitionError."""
+    if change.fixed:
+        names = ", ".join(sorted(change.fixed))
+        raise DefinitionError(
+            f"{names} of vector table {change.old.name!r} cannot be changed.",
+            "Define a new vector table with it, and delete this one.",
+        )
+
+
+async def _another(change: Redefinition, control: Control, store: SearchStore) -> None:
+    """A table that nobody has asked to read gets the new definition at once; else it is built beside the active one."""
+    old, generation, seen = change.old, change.generation, revision(change.old)
+    if not old.backfilled and len(old.generations) == 1:
+        try:
+            new = await control.definitions.replace_active(old.id, generation, changes=change.values, etag=seen)
+        except Conflict as e:
+            if e.code != BACKFILL_IN_PROGRESS:
+                raise
+        else:
+            await _replaced(old, new, control, store)
+            return
+    new, _ = await control.definitions.rebuild(old.id, generation, changes=change.values, etag=seen)
+    built = new.generation(generation.number)
+    assert built is not None
+    try:
+        await store.ensure(new, built)
+        if new.view_name != old.view_name:
+            await store.show(new, new.active)
+    except StoreRejected:
+        with suppress(Conflict, NotFound):
+            await control.definitions.abort(old.id)
+        await _named_as_before(new, old, control)
+        raise
+
+
+async def _replaced(old: VectorTable, new: VectorTable, control: Control, store: SearchStore) -> None:
+    try:
+        await store.ensure(new, new.active)
+        await store.show(new, new.active)
+    except StoreRejected:
+        before = replace(
+            old.active,
+            number=new.next_generation,
+            ready=False,
+            embedding_provider_id=old.embedding_provider_id,
+            provider_kind=old.provider_kind,
+        )
+        with suppress(Conflict, NotFound):
+            back = await control.definitions.replace_active(old.id, before, changes={"name": old.name})
+            await store.ensure(back, back.active)
+            await store.show(back, back.active)
+        raise
+    await _dropped(store, new, old.active.number)
+
+
+async def _shown(change: Redefinition, control: Control, store: SearchStore) -> None:
+    old, new = change.old, change.table
+    try:
+        await store.ensure(new, new.active)
+        await store.show(new, new.active)
+    except StoreRejected:
+        await control.definitions.put_vector_table(replace(old, updated_at=new.updated_at))
+        raise
+
+
+async def _named_as_before(new: VectorTable, old: VectorTable, control: Control) -> None:
+    if new.name != old.name:
+        with suppress(Conflict, NotFound):
+            found = (await control.definitions.snapshot()).vector_tables.get(old.id)
+            if found is not None and found.name == new.name:
+                await control.definitions.put_vector_table(replace(found, name=old.name))
+
+
+async def _recover(change: Redefinition, control: Control, store: SearchStore) -> None:
+    """An open backfill began under the former definition: it gives way to one that reads all rows and sweeps."""
+    old, new = change.old, change.table
+    await store.ensure(new, new.active)
+    await store.show(new, new.active)
+    await control.definitions.put_vector_table(new, etag=revision(old))
+    await control.states.update_source_columns(new.id, change.generation)
+    open_tasks = await control.tasks.open_tasks([new.id])
+    with suppress(Conflict):  # asked for meanwhile
+        await control.tasks.create(
+            "rebackfill",
+            new.id,
+            new.active.number,
+            {"sweep": True},
+            instead_of=[t.id for t in open_tasks if t.task_type in BACKFILLS],
+            reason="the definition was applied anew",
+        )
+    await control.states.clear_error(new.id)
+    if old.active.number != new.active.number:
+        await _dropped(store, new, old.active.number)
+
+
+async def _dropped(store: SearchStore, table: VectorTable, generation: int) -> None:
+    """What no definition names any more is dropped by the sink too."""
+    try:
+        await store.drop(table, generation)
+    except WalvecError as e:
+        extra = {"action": "drop", "table": table.name, "generation": generation, "kind": e.kind}
+        _log.warning("a former generation's storage stays for now", extra=extra)
