@@ -18,7 +18,11 @@ def test_a_datagram_carries_topics() -> None:
     assert parse(OURS, datagram(OURS, range(1000))) is None
 
 
-@pytest.mark.parametrize("data", [b"", b"x" * 40, datagram(str(uuid4()), {1}), datagram(OURS, {1})[:-1]])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"x" * 40, datagram(str(uuid4()), {1}), datagram(OURS, {1})[:-1]],
+    ids=["empty", "noise", "another", "cut"],
+)
 def test_strangers_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="not a datagram"):
         parse(OURS, data)
