@@ -27,7 +27,7 @@ from walvec.definitions.document import (
     with_stored_secrets,
 )
 from walvec.definitions.making import create_topics
-from walvec.definitions.model import Connection, EmbeddingProvider, Snapshot, StoreKind, VectorTable
+from walvec.definitions.model import Connection, EmbeddingProvider, Environment, Snapshot, StoreKind, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime.addresses import check_base_url, check_connection_address
 from walvec.transport.ports import Log
@@ -86,24 +86,25 @@ async def plan(
     prune: bool = False,
     default_store: StoreKind = "pgvector",
     log: Log | None = None,
+    environment: Environment | None = None,
 ) -> Plan:
     """What would change. Asks the sources, creates nothing. Raises DefinitionError and what sources raise.
 
-    `store` is not asked anything yet: storage is checked by `ensure`, when the plan is applied.
+    `snapshot` holds one environment, and new definitions become part of it. `store` is not asked anything yet: storage is checked by `ensure`, when the plan is applied.
     """
     steps: list[Step] = []
     removed = _removed(document, snapshot) if prune else []
     gone = {s.before.id for s in removed if s.before is not None}
     connections = {c.name: c for c in snapshot.connections.values() if c.id not in gone}
     for connection_spec in document.connections:
-        step = await _connection(connection_spec, connections.get(connection_spec.name), source)
+        step = await _connection(connection_spec, connections.get(connection_spec.name), source, environment)
         steps.append(step)
         assert isinstance(step.value, Connection)
         connections[connection_spec.name] = step.value
     providers = {p.name: p for p in snapshot.providers.values() if p.id not in gone}
     for provider_spec in document.embedding_providers:
         known_provider(provider_spec.provider, models)
-        provider_step = _provider(provider_spec, providers.get(provider_spec.name), snapshot)
+        provider_step = _provider(provider_spec, providers.get(provider_spec.name), snapshot, environment)
         steps.append(provider_step)
         assert isinstance(provider_step.value, EmbeddingProvider)
         providers[provider_spec.name] = provider_step.value
@@ -120,6 +121,7 @@ async def plan(
             others.values(),
             default_store,
             log,
+            environment,
         )
         steps.append(step)
         assert isinstance(step.value, VectorTable)
@@ -146,7 +148,14 @@ def _step(
     return Step(Difference(action, kind, name, {} if before is None else fields), value, before)
 
 
-async def _connection(spec: ConnectionSpec, old: Connection | None, source: Source) -> Step:
+def _place(old: Connection | EmbeddingProvider | None, environment: Environment | None) -> str:
+    """Id of its environment; empty: the one that the control database was opened with."""
+    return old.environment_id if old else environment.id if environment else ""
+
+
+async def _connection(
+    spec: ConnectionSpec, old: Connection | None, source: Source, environment: Environment | None
+) -> Step:
     new = Connection(
         id=old.id if old else new_id("conn"),
         name=spec.name,
@@ -156,6 +165,7 @@ async def _connection(spec: ConnectionSpec, old: Connection | None, source: Sour
         on_slot_loss=spec.on_slot_loss,
         status="connected",
         created_at=old.created_at if old else "",
+        environment_id=_place(old, environment),
     )
     fields: dict[str, Change] = {}
     if old is not None:
@@ -173,7 +183,9 @@ async def _connection(spec: ConnectionSpec, old: Connection | None, source: Sour
     return _step("connection", spec.name, old, new, fields)
 
 
-def _provider(spec: ProviderSpec, old: EmbeddingProvider | None, snapshot: Snapshot) -> Step:
+def _provider(
+    spec: ProviderSpec, old: EmbeddingProvider | None, snapshot: Snapshot, environment: Environment | None
+) -> Step:
     if spec.base_url is not None and (old is None or old.base_url != spec.base_url):
         check_base_url(spec.base_url)
     new = EmbeddingProvider(
@@ -185,6 +197,7 @@ def _provider(spec: ProviderSpec, old: EmbeddingProvider | None, snapshot: Snaps
         default_model=spec.default_model,
         limits=spec.limits,
         created_at=old.created_at if old else "",
+        environment_id=_place(old, environment),
     )
     fields: dict[str, Change] = {}
     if old is not None:
@@ -233,6 +246,7 @@ async def _vector_table(
     others: Iterable[VectorTable],
     default_store: StoreKind,
     log: Log | None,
+    environment: Environment | None,
 ) -> Step:
     changed_at_source = old is not None and (old.error or {}).get("kind") == "table_changed"
     new = await build_vector_table(
@@ -246,6 +260,7 @@ async def _vector_table(
         existing=old,
         preflight=old is None or changed_at_source,
         log=log,
+        environment=environment,
     )
     if old is None:
         return _step("vector_table", spec.name, None, new, {})

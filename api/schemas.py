@@ -125,7 +125,9 @@ class NewProvider(Body):
     """Its kind; GET /v1/embedding-providers/models lists them."""
     api_key: Secret | None = None
     """Stored encrypted, and never shown again."""
-    base_url: Annotated[Text, Field(max_length=2000, pattern=r"^https?://[^/]")] | None = None
+    base_url: (
+        Annotated[str, AfterValidator(_text), Field(max_length=2000, pattern=r"^https?://[^/\x00][^\x00]*$")] | None
+    ) = None
     """Another address than the vendor's own."""
     default_model: Word | None = None
     """Model of vector tables that name none."""

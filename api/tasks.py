@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
 from api import shapes
+from api.lifecycle import BACKFILLS, OPEN
 from api.pages import page
 from api.paging import Cursor, Limit
 from api.problems import Problem
 from api.responses import Json
-from api.services import Use
+from api.services import Services, Use
 from walvec.contracts.errors import NotFound
-from walvec.definitions.model import Task
+from walvec.definitions.model import Task, VectorTable
 from walvec.definitions.removals import Removal
 
 router = APIRouter(prefix="/v1", tags=["tasks"])
 _KEPT = 1000
+_REASON = "cancelled by request"
+Ref = Annotated[str | None, Query(max_length=1000)]
 
 
 @router.get("/tasks")
-async def listed(services: Use, limit: Limit = 20, cursor: Cursor = None, table: str | None = None) -> Json:
-    target = (await services.table(table)).id if table is not None else None
-    found: list[Task | Removal] = [*await services.control.tasks.recent(target, _KEPT)]
+async def listed(
+    services: Use,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+    table: Ref = None,
+    target_id: Ref = None,
+    status: Literal["pending", "running", "completed", "failed", "cancelled"] | None = None,
+    task_type: Literal["backfill", "rebackfill", "replay", "repair", "removal"] | None = None,
+) -> Json:
+    """`target_id` (or `table`, its older name): a vector table's id or name."""
+    ref = target_id if target_id is not None else table
+    target = (await services.table(ref)).id if ref is not None else None
+    own = services.environment.id
+    found: list[Task | Removal] = [*await services.control.tasks.recent(target, _KEPT, environment_id=own)]
     if target is None:
-        found += await services.control.removals.open(services.environment.id)
+        found += await services.control.removals.open(own)
         found.sort(key=lambda t: t.created_at, reverse=True)
-    some, pagination = page(found, limit, cursor, lambda t: t.id)
-    return Json({"data": [_shown(t) for t in some], "pagination": pagination})
+    shown = [_shown(t) for t in found]
+    kept = [t for t in shown if status in (None, t["status"]) and task_type in (None, t["task_type"])]
+    some, pagination = page(kept, limit, cursor, lambda t: str(t["id"]))
+    return Json({"data": some, "pagination": pagination})
 
 
 @router.get("/tasks/{task_id}")
@@ -36,11 +52,47 @@ async def one(task_id: str, services: Use) -> Json:
     for removal in await services.control.removals.open(services.environment.id):
         if removal.id == task_id:
             return Json(shapes.removal(removal))
+    return Json(shapes.task((await _own(services, task_id))[0]))
+
+
+@router.post("/tasks/{task_id}/cancel")
+async def cancel(task_id: str, services: Use) -> Json:
+    """It never runs on. Rows that were read stay. Of a generation that is being built: that one stalls, and
+    POST …/backfill tries it again; a table whose first backfill is cancelled is pending."""
+    for removal in await services.control.removals.open(services.environment.id):
+        if removal.id == task_id:
+            raise _ended(removal.id, "a removal", "What is deleted is removed for certain.")
+    task, table = await _own(services, task_id)
+    control = services.control
+    if task.status not in OPEN:
+        raise _ended(task.id, task.status)
+    building = table.building
+    if task.task_type in BACKFILLS and building is not None and building.number == task.generation:
+        stalled = await control.states.set_stalled(table.id, building.number, "cancelled", _REASON)
+        if not stalled:
+            raise _ended(task.id, "done: its generation takes the old one's place")
+    else:
+        await control.tasks.update(task.id, status="cancelled", last_error=_REASON)
+    found = await control.tasks.get(task.id)
+    if found.status != "cancelled":
+        raise _ended(task.id, found.status)
+    return Json(shapes.task(found))
+
+
+def _ended(task_id: str, state: str, cure: str = "") -> Problem:
+    return Problem(409, "task_not_cancellable", f"task {task_id} is {state}.", cure)
+
+
+async def _own(services: Services, task_id: str) -> tuple[Task, VectorTable]:
+    """Of the request's environment."""
+    tables = (await services.snapshot()).vector_tables
     try:
         found = await services.control.tasks.get(task_id)
     except NotFound as e:
         raise Problem(404, "task_not_found", e.message, e.cure) from e
-    return Json(shapes.task(found))
+    if found.target_id not in tables:
+        raise Problem(404, "task_not_found", f"there is no task {task_id!r}.")
+    return found, tables[found.target_id]
 
 
 def _shown(found: Task | Removal) -> dict[str, Any]:

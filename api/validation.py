@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 
 from api.ports import Models, Source
+from api.specs import wanted
 from walvec.contracts.errors import DefinitionError, NotFound
 from walvec.contracts.sources import SourceTable, TableColumn
 from walvec.definitions.document import ColumnSpec, VectorTableSpec
@@ -17,6 +18,7 @@ from walvec.definitions.model import (
     Column,
     Connection,
     EmbeddingProvider,
+    Environment,
     FilterType,
     Generation,
     Mode,
@@ -25,6 +27,7 @@ from walvec.definitions.model import (
     TopicSource,
     VectorTable,
 )
+from walvec.definitions.tenancy import FIRST_VIEW_SCHEMA
 from walvec.definitions.views import check_view
 from walvec.transport.ports import Log
 
@@ -62,10 +65,12 @@ async def build_vector_table(
     existing: VectorTable | None = None,
     preflight: bool = True,
     log: Log | None = None,
+    environment: Environment | None = None,
 ) -> VectorTable:
     """The table as it would be stored: names resolved, key and columns recorded, model checked, preflight passed.
 
     `existing`: the table that this request describes anew; it keeps its id, and what the request leaves open.
+    `environment`: where a new one is made; None: the first one of all.
     `preflight`: ask the source's doctor too, and look into the `source` topic (None: the log has no foreign topics).
     Raises DefinitionError, SourceUnavailable, SourceRejected.
     """
@@ -109,12 +114,15 @@ async def build_vector_table(
         raw_primary_key=named,
         created_at=existing.created_at if existing else "",
         source=TopicSource(**request.source.model_dump()) if request.source else None,
+        environment_id=existing.environment_id if existing else connection.environment_id,
+        view_schema=existing.view_schema if existing else environment.view_schema if environment else FIRST_VIEW_SCHEMA,
+        keep_previous=request.keep_previous,
     )
     if table.source is not None:
         await _topic(table, connection, source, log, look=preflight)
     check_view(table, generation, others)
     if preflight:
-        await _preflight(table, connection, source)
+        await check_source(table, connection, source)
     return table
 
 
@@ -215,18 +223,19 @@ def _spelled(keys: Iterable[Sequence[str]]) -> str:
 async def _model(
     request: VectorTableSpec, provider: EmbeddingProvider, models: Models, existing: VectorTable | None
 ) -> tuple[str, int]:
-    same = existing is not None and existing.embedding_provider_id == provider.id
-    active = existing.active if existing is not None and same else None
+    former = wanted(existing) if existing is not None else None
+    if existing is not None and former is not None and existing.provider_of(former) != provider.id:
+        former = None
     default, _ = models.defaults(provider.provider)
-    model = request.embedding_model or (active.embedding_model if active else provider.default_model or default)
+    model = request.embedding_model or (former.embedding_model if former else provider.default_model or default)
     if model is None:
         raise DefinitionError(
             f"vector table {request.name!r} names no embedding_model, and provider {provider.name!r} has no default.",
             "Add embedding_model to the table, or default_model to the provider.",
         )
     dimensions = request.embedding_dimensions
-    if dimensions is None and active is not None and active.embedding_model == model:
-        dimensions = active.embedding_dimensions
+    if dimensions is None and former is not None and former.embedding_model == model:
+        dimensions = former.embedding_dimensions
     return model, await models.check(provider, model, dimensions)
 
 
@@ -273,7 +282,8 @@ async def _topic(table: VectorTable, connection: Connection, source: Source, log
         raise DefinitionError(found.detail, found.cure)
 
 
-async def _preflight(table: VectorTable, connection: Connection, source: Source) -> None:
+async def check_source(table: VectorTable, connection: Connection, source: Source) -> None:
+    """The source's doctor. Raises DefinitionError with every check that fails, and its cure."""
     failed = [c for c in await source.doctor(connection, [table]) if not c.ok]
     if failed:
         raise DefinitionError(
