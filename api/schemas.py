@@ -50,6 +50,7 @@ NUMBER = BeforeValidator(_number)
 Int = Annotated[int, NUMBER]
 Float = Annotated[float, Field(allow_inf_nan=False), NUMBER]
 Bool = StrictBool
+LSN = r"^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$"
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False), NUMBER]
 
 
@@ -319,9 +320,7 @@ class DrainRequest(Body):
 
 
 class DrainTable(Body):
-    lsn: Annotated[Word, Field(pattern=r"^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$")] | None = Field(
-        None, examples=["0/16B3748"]
-    )
+    lsn: Annotated[str, Field(pattern=LSN)] | None = Field(None, examples=["0/16B3748"])
     """What is to be searchable: pg_current_wal_lsn() of the source after a commit. Default: all committed before."""
     timeout: Seconds = 30
     """Seconds to wait at most."""
