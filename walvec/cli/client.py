@@ -94,10 +94,20 @@ class Client:
         **request: Any,
     ) -> Any:
         """Parsed JSON. Only what was never received is sent again. Raises Refused, Unreachable."""
+        return self._read(self._send(method, path, patience, timeout, **request))
+
+    def text(self, path: str, **params: Any) -> str:
+        """What is answered, as it stands."""
+        answer = self._send("GET", path, _RESTART_SECONDS, None, params=params)
+        if answer.status_code >= 400:
+            self._read(answer)
+        return answer.text
+
+    def _send(self, method: str, path: str, patience: float, timeout: float | None, **request: Any) -> httpx.Response:
         until = time.monotonic() + patience
         while True:
             try:
-                answer = self._http.request(
+                return self._http.request(
                     method, path, timeout=httpx.USE_CLIENT_DEFAULT if timeout is None else timeout, **request
                 )
             except (httpx.ConnectError, httpx.ConnectTimeout) as e:
@@ -109,7 +119,6 @@ class Client:
                 raise Unreachable(
                     f"the API at {self.url} broke off its answer ({type(e).__name__}).", "Ask again; see its log."
                 ) from e
-            return self._read(answer)
 
     def wait(self, path: str, body: Mapping[str, Any], *, timeout: float) -> Any:
         """For `drain` and `verify`, which may be asked twice: goes on through restarts of the API until `timeout`

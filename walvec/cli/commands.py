@@ -38,7 +38,7 @@ dead = typer.Typer(help="Dead letters: changes that could not be processed.", no
 def register(app: typer.Typer) -> None:
     """Adds all commands of this module."""
     asked: list[Callable[..., None]] = [
-        apply, status, backfill, pause, resume, search, drain, verify, topics, tail, replay, doctor,
+        apply, export, status, backfill, pause, resume, search, drain, verify, topics, tail, replay, doctor,
     ]  # fmt: skip
     for command in asked:
         app.command()(command)
@@ -68,6 +68,27 @@ def apply(
         _show(found, lambda: render.differences(found["differences"], dry_run=dry_run), as_json)
         if not as_json and not dry_run and sys.stdout.isatty():
             _follow_backfills(client, [d["name"] for d in found["differences"] if d["kind"] == "vector_table"])
+
+
+def export(
+    out: Annotated[Path | None, typer.Option("--output", "-o", help="File to write (default: stdout).")] = None,
+    placeholders: Annotated[
+        bool, typer.Option("--placeholders", help="Write ${NAME} where a password or an API key is stored.")
+    ] = False,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write all definitions as the file that apply reads; secrets are left out, and stay as they are stored."""
+    with _answering(as_json, url) as client:
+        wanted = "json" if as_json else "yaml"
+        text = client.text("/v1/export", format=wanted, placeholders=str(placeholders).lower())
+        if out is None:
+            typer.echo(text, nl=not text.endswith("\n"))
+            return
+        try:
+            out.write_text(text, encoding="utf-8")
+        except OSError as e:
+            raise ConfigError(f"{out} cannot be written: {e.strerror}.", "Check the path and its rights.") from e
 
 
 def read_documents(files: list[str]) -> dict[str, Any]:
