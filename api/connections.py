@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from api import shapes
 from api.dsn import dsn_of
-from api.pages import page
+from api.pages import made, page
 from api.paging import Cursor, Limit
 from api.problems import Problem, invalid
 from api.responses import Json
@@ -39,21 +39,21 @@ async def create(provider: str, body: NewConnection, services: Use) -> Json:
         environment_id=services.environment.id,
     )
     await services.control.definitions.put_connection(made)
-    return Json(shapes.connection(made), status_code=201)
+    return Json(shapes.connection(made, services.organization.id), status_code=201)
 
 
 @router.get("/connections")
 async def listed(services: Use, limit: Limit = 20, cursor: Cursor = None) -> Json:
-    found = sorted((await services.snapshot()).connections.values(), key=lambda c: (c.created_at, c.id))
-    some, pagination = page(found, limit, cursor, lambda c: c.id)
-    return Json({"data": [shapes.connection(c) for c in some], "pagination": pagination})
+    found = (await services.snapshot()).connections.values()
+    some, pagination = page(found, limit, cursor, made)
+    return Json({"data": [shapes.connection(c, services.organization.id) for c in some], "pagination": pagination})
 
 
 @router.get("/connections/{connection_id}")
 async def one(connection_id: str, services: Use) -> Json:
     found = await services.connection(connection_id)
     reading = await source_status(services, found.id, await reports_of(services))
-    return Json({**shapes.connection(found), "source": reading})
+    return Json({**shapes.connection(found, services.organization.id), "source": reading})
 
 
 @router.post("/connections/{connection_id}/test")

@@ -51,7 +51,7 @@ async def replay(table_id: str, services: Use, body: Replay | None = None) -> Js
     else:
         letters = await _these(services, table, body.ids)
     tasks = await replay_letters(services, table, letters)
-    return Json({"replayed": len(letters), "tasks": [shapes.task(t) for t in tasks]})
+    return Json({"replayed": len(letters), "tasks": [shapes.task(t, services.organization.id) for t in tasks]})
 
 
 @router.delete("/dead-letters/{letter_id:int}")

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from api import shapes
-from api.pages import page
+from api.pages import made, page
 from api.paging import Cursor, Limit
 from api.problems import Problem
 from api.responses import Json
@@ -46,8 +46,8 @@ async def create(body: NewProvider, services: Use) -> Json:
 
 @router.get("/embedding-providers")
 async def listed(services: Use, limit: Limit = 20, cursor: Cursor = None) -> Json:
-    found = sorted((await services.snapshot()).providers.values(), key=lambda p: (p.created_at, p.id))
-    some, pagination = page(found, limit, cursor, lambda p: p.id)
+    found = (await services.snapshot()).providers.values()
+    some, pagination = page(found, limit, cursor, made)
     return Json({"data": [_with_models(p, services) for p in some], "pagination": pagination})
 
 
@@ -73,4 +73,7 @@ async def delete(provider_id: str, services: Use) -> None:
 
 def _with_models(p: EmbeddingProvider, services: Services) -> dict[str, Any]:
     catalogue = services.models.providers().get(p.provider, ())
-    return {**shapes.provider(p), "models": [{"model": m, "dimensions": d} for m, d in catalogue]}
+    return {
+        **shapes.provider(p, services.organization.id),
+        "models": [{"model": m, "dimensions": d} for m, d in catalogue],
+    }

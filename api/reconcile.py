@@ -90,7 +90,8 @@ async def plan(
 ) -> Plan:
     """What would change. Asks the sources, creates nothing. Raises DefinitionError and what sources raise.
 
-    `snapshot` holds one environment, and new definitions become part of it. `store` is not asked anything yet: storage is checked by `ensure`, when the plan is applied.
+    `snapshot` holds one environment, and new definitions become part of it. `store` is not asked anything yet: storage
+    is checked by `ensure`, when the plan is applied.
     """
     steps: list[Step] = []
     removed = _removed(document, snapshot) if prune else []
@@ -354,7 +355,7 @@ async def create_vector_table(table: VectorTable, remover: Remover) -> None:
     was begun away again."""
     control, store, log = remover.control, remover.store, remover.log
     for other in (await control.definitions.snapshot()).vector_tables.values():
-        if other.view_name == table.view_name:
+        if (other.view_schema, other.view_name) == (table.view_schema, table.view_name):
             raise Conflict(f"there is already a vector table named {other.name!r}.", "Choose another name.")
     try:
         await store.ensure(table, table.active)

@@ -13,14 +13,12 @@ from walvec.contracts.stores import Hit
 from walvec.definitions.model import Column, Connection, EmbeddingProvider, Generation, SyncStatus, Task, VectorTable
 from walvec.definitions.removals import Removal
 
-ORG = "org_local"
 
-
-def connection(c: Connection) -> dict[str, Any]:
+def connection(c: Connection, org_id: str) -> dict[str, Any]:
     return {
         "id": c.id,
-        "org_id": ORG,
-        "environment_id": None,
+        "org_id": org_id,
+        "environment_id": c.environment_id,
         "name": c.name,
         "provider": c.provider,
         "mode": c.mode,
@@ -28,16 +26,20 @@ def connection(c: Connection) -> dict[str, Any]:
         "status_message": c.status_message,
         "on_slot_loss": c.on_slot_loss,
         "slot": c.slot,
+        "last_tested_at": c.last_tested_at,
         "created_at": c.created_at,
     }
 
 
-def provider(p: EmbeddingProvider) -> dict[str, Any]:
+def provider(p: EmbeddingProvider, org_id: str) -> dict[str, Any]:
     return {
         "id": p.id,
+        "org_id": org_id,
+        "environment_id": p.environment_id,
         "name": p.name,
         "provider": p.provider,
         "default_model": p.default_model,
+        "has_api_key": bool(p.api_key),
         "base_url": p.base_url,
         "limits": dict(p.limits),
         "created_at": p.created_at,
@@ -59,7 +61,12 @@ def column(c: Column) -> dict[str, Any]:
 
 
 def vector_table(
-    t: VectorTable, state: SyncStatus, total: int, synced: int, progress: Mapping[str, Any] | None
+    t: VectorTable,
+    org_id: str,
+    state: SyncStatus,
+    total: int,
+    synced: int,
+    progress: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The wanted definition: of the generation that is being built, if there is one; `active` is what serves queries
     now. `progress`: of the building one's backfill."""
@@ -67,7 +74,7 @@ def vector_table(
     key = [k.name for k in newest.key]
     return {
         "id": t.id,
-        "org_id": ORG,
+        "org_id": org_id,
         "environment_id": t.environment_id,
         "connection_id": t.connection_id,
         "embedding_provider_id": t.provider_of(newest),
@@ -136,7 +143,7 @@ def generation(t: VectorTable, g: Generation, progress: Mapping[str, Any] | None
     }
 
 
-def task(t: Task) -> dict[str, Any]:
+def task(t: Task, org_id: str) -> dict[str, Any]:
     progress = dict(t.progress)
     last = progress.get("next")
     one = last[0] if isinstance(last, list) and len(last) == 1 else last
@@ -144,7 +151,7 @@ def task(t: Task) -> dict[str, Any]:
     return {
         "id": t.id,
         "task_id": t.id,
-        "org_id": ORG,
+        "org_id": org_id,
         "task_type": t.task_type,
         "target_id": t.target_id,
         "status": t.status,
@@ -159,12 +166,12 @@ def task(t: Task) -> dict[str, Any]:
     }
 
 
-def removal(r: Removal) -> dict[str, Any]:
+def removal(r: Removal, org_id: str) -> dict[str, Any]:
     """In the shape of a task. It is tried until it succeeds, so `max_attempts` is 0; once it has, it is gone."""
     return {
         "id": r.id,
         "task_id": r.id,
-        "org_id": ORG,
+        "org_id": org_id,
         "task_type": "removal",
         "target_id": r.target_id,
         "status": "running" if r.attempts else "pending",

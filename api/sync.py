@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from api import shapes
 from api.letters import replay_letters
@@ -15,13 +15,15 @@ from api.lifecycle import BACKFILLS, IN_PROGRESS, OPEN
 from api.permits import permit, refusal
 from api.problems import Problem
 from api.responses import Json, iso
-from api.schemas import Backfill
+from api.schemas import Backfill, Seconds
 from api.services import Services, Use, find_table
 from api.specs import spec_of
 from api.status import all_statuses, counts, last_error
 from api.validation import build_vector_table
 from api.verify import open_letters
+from api.waits import WaitForLsn, reaches
 from walvec.contracts.errors import Conflict, DefinitionError
+from walvec.contracts.position import format_lsn
 from walvec.definitions.model import Task, TaskType, VectorTable
 
 router = APIRouter(prefix="/v1/vector-tables/{table_id}", tags=["sync"])
@@ -37,7 +39,7 @@ async def backfill(table_id: str, services: Use, body: Backfill | None = None) -
     total, synced = await counts(services, table, snapshot)
     return Json(
         {
-            **shapes.task(task),
+            **shapes.task(task, services.organization.id),
             "vector_table_id": table.id,
             "status": services.settings.api.backfill_status,
             "sync_status": "backfilling",
@@ -67,11 +69,21 @@ async def request_backfill(services: Services, table: VectorTable, *, sweep: boo
 
 
 @router.get("/sync/status")
-async def status(table_id: str, services: Use) -> Json:
-    """Both documented spellings."""
+async def status(
+    table_id: str, services: Use, request: Request, wait_for_lsn: WaitForLsn = None, timeout: Seconds = 30
+) -> Json:
+    """Both documented spellings. `wait_for_lsn`: answers once that is searchable, or `timeout` seconds have passed."""
     snapshot = await services.snapshot()
     table = find_table(snapshot, table_id)
-    return Json(sync_status(table, (await all_statuses(services, [table], snapshot))[0]))
+    waited: dict[str, Any] = {"wait_for_lsn": None, "lsn_reached": None, "wait_reason": None}
+    if wait_for_lsn is not None:
+        waited = await reaches(services, request, snapshot, table, wait_for_lsn, timeout)
+        snapshot = await services.snapshot()
+        table = find_table(snapshot, table.id)
+    found = (await all_statuses(services, [table], snapshot))[0]
+    fresh = await request.app.state.freshness.of(services, table, wait=False)
+    as_of = format_lsn(fresh.lsn) if fresh.lsn is not None else None
+    return Json({**sync_status(table, found), "as_of_lsn": as_of, **waited})
 
 
 def sync_status(table: VectorTable, found: Mapping[str, Any]) -> dict[str, Any]:

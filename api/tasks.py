@@ -40,10 +40,9 @@ async def listed(
     found: list[Task | Removal] = [*await services.control.tasks.recent(target, _KEPT, environment_id=own)]
     if target is None:
         found += await services.control.removals.open(own)
-        found.sort(key=lambda t: t.created_at, reverse=True)
-    shown = [_shown(t) for t in found]
+    shown = [_shown(t, services.organization.id) for t in found]
     kept = [t for t in shown if status in (None, t["status"]) and task_type in (None, t["task_type"])]
-    some, pagination = page(kept, limit, cursor, lambda t: str(t["id"]))
+    some, pagination = page(kept, limit, cursor, _place, newest_first=True)
     return Json({"data": some, "pagination": pagination})
 
 
@@ -51,8 +50,8 @@ async def listed(
 async def one(task_id: str, services: Use) -> Json:
     for removal in await services.control.removals.open(services.environment.id):
         if removal.id == task_id:
-            return Json(shapes.removal(removal))
-    return Json(shapes.task((await _own(services, task_id))[0]))
+            return Json(shapes.removal(removal, services.organization.id))
+    return Json(shapes.task((await _own(services, task_id))[0], services.organization.id))
 
 
 @router.post("/tasks/{task_id}/cancel")
@@ -76,7 +75,7 @@ async def cancel(task_id: str, services: Use) -> Json:
     found = await control.tasks.get(task.id)
     if found.status != "cancelled":
         raise _ended(task.id, found.status)
-    return Json(shapes.task(found))
+    return Json(shapes.task(found, services.organization.id))
 
 
 def _ended(task_id: str, state: str, cure: str = "") -> Problem:
@@ -95,5 +94,9 @@ async def _own(services: Services, task_id: str) -> tuple[Task, VectorTable]:
     return found, tables[found.target_id]
 
 
-def _shown(found: Task | Removal) -> dict[str, Any]:
-    return shapes.removal(found) if isinstance(found, Removal) else shapes.task(found)
+def _place(shown: dict[str, Any]) -> tuple[str, str]:
+    return str(shown["created_at"]), str(shown["id"])
+
+
+def _shown(found: Task | Removal, org_id: str) -> dict[str, Any]:
+    return shapes.removal(found, org_id) if isinstance(found, Removal) else shapes.task(found, org_id)

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 
 from api import shapes
 from api.changing import change
-from api.pages import page
+from api.pages import made, page
 from api.paging import Cursor, Limit
 from api.preconditions import IfMatch, tag
 from api.problems import Problem
@@ -66,8 +66,8 @@ async def create(body: NewVectorTable, services: Use) -> Json:
 @router.get("/vector-tables")
 async def listed(services: Use, limit: Limit = 20, cursor: Cursor = None) -> Json:
     snapshot = await services.snapshot()
-    found = sorted(snapshot.vector_tables.values(), key=lambda t: (t.created_at, t.id))
-    some, pagination = page(found, limit, cursor, lambda t: t.id)
+    found = snapshot.vector_tables.values()
+    some, pagination = page(found, limit, cursor, made)
     return Json({"data": await shown(services, some, snapshot), "pagination": pagination})
 
 
@@ -121,6 +121,6 @@ async def shown(services: Services, tables: Sequence[VectorTable], snapshot: Sna
         tasks = await services.control.tasks.recent(table.id, 20)
         total, synced = await counts(services, table, snapshot)
         progress = backfill_progress(tasks, table.building.number) if table.building else None
-        return shapes.vector_table(table, state_of(table, tasks), total, synced, progress)
+        return shapes.vector_table(table, services.organization.id, state_of(table, tasks), total, synced, progress)
 
     return list(await asyncio.gather(*(show(t) for t in tables)))
