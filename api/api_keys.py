@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from api.pages import page
+from api.pages import made, page
 from api.paging import Cursor, Limit
 from api.problems import Problem
 from api.responses import Json
@@ -37,8 +37,8 @@ async def create(body: NewKey, services: Use) -> Json:
 @router.get("/api-keys")
 async def listed(services: Use, limit: Limit = 20, cursor: Cursor = None) -> Json:
     """Revoked ones too."""
-    found = sorted((await services.account()).api_keys.values(), key=lambda k: (k.created_at, k.id))
-    some, pagination = page(found, limit, cursor, lambda k: k.id)
+    found = (await services.account()).api_keys.values()
+    some, pagination = page(found, limit, cursor, made)
     return Json({"data": [shape(k) for k in some], "pagination": pagination})
 
 

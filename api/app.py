@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import (
     api_keys,
@@ -12,6 +12,8 @@ from api import (
     connections,
     docs,
     environments,
+    errors,
+    export,
     generations,
     health,
     letters,
@@ -25,18 +27,25 @@ from api import (
     sync,
     tasks,
     vector_tables,
+    waits,
 )
 from api.access import Access, Caller, is_loopback, keys_of
+from api.bodies import Bodies
+from api.freshness import Freshness
+from api.idempotency import Idempotency
+from api.rate_limit import RateLimit
+from api.requests import Requests, Unexpected
 from api.services import Services
 from walvec import __version__
 from walvec.contracts.errors import WalvecError
 
-_OPEN = ("/health", "/docs", "/openapi.json")
+_OPEN = ("/health", "/docs", "/openapi.json", "/errors")
 
 
 def create_app(services: Services) -> FastAPI:
     app = FastAPI(title="walvec", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.services = services
+    app.state.freshness = Freshness()
     problems.install(app)
     parts = (
         health,
@@ -45,26 +54,36 @@ def create_app(services: Services) -> FastAPI:
         vector_tables,
         generations,
         sync,
+        waits,
         query,
         letters,
         tasks,
         logs,
         operations,
         apply,
+        export,
         organizations,
         environments,
         api_keys,
+        errors,
     )
     for part in parts:
         app.include_router(part.router)
     docs.install(app)
     openapi.install(app)
+    # from the innermost to the outermost
+    api = services.settings.api
+    app.add_middleware(Unexpected)
+    app.add_middleware(Idempotency, answers=services.control.answers)
+    app.add_middleware(Bodies, settings=api)
+    app.add_middleware(RateLimit, permits=services.control.permits, rate=api.rate_limit)
     app.add_middleware(Gate, services=services)
+    app.add_middleware(Requests)
     return app
 
 
 class Gate:
-    """Gives each request its id and finds out who asks. Plain ASGI, so that streams and hang-ups pass through."""
+    """Finds out who asks. Plain ASGI, so that streams and hang-ups pass through."""
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
@@ -76,24 +95,14 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = problems.new_request_id()
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        async def named(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = message.setdefault("headers", [])
-                if not any(name == b"x-request-id" for name, _ in headers):
-                    headers.append((b"x-request-id", request_id.encode()))
-            await send(message)
-
         request = Request(scope)
         if not request.url.path.startswith(_OPEN):
             try:
                 scope["state"]["caller"] = await self._admitted(request)
             except WalvecError as e:
-                await problems.failure(request, e)(scope, receive, named)
+                await problems.failure(request, e)(scope, receive, send)
                 return
-        await self._app(scope, receive, named)
+        await self._app(scope, receive, send)
 
     async def _admitted(self, request: Request) -> Caller:
         """Raises Problem, ControlUnavailable."""

@@ -10,54 +10,11 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
+from api import codes
 from api.answers import accounts, activity, definitions, search
 from api.answers.parts import Page
 
-CODES: Mapping[str, tuple[int, str]] = {
-    "unauthorized": (401, "the API key is missing or wrong."),
-    "key_revoked": (401, "the API key was revoked."),
-    "rate_limit_exceeded": (429, "too many requests; Retry-After says when to ask again."),
-    "body_too_large": (413, "the body is larger than walvec takes."),
-    "permission_denied": (403, "a read-only key may only GET and query."),
-    "source_table_access_denied": (403, "the connection's user may not read the source table."),
-    "org_deleting": (403, "the organization is being deleted."),
-    "org_not_found": (404, "the organization does not exist, or is somebody else's."),
-    "api_key_not_found": (404, "the API key does not exist in this organization."),
-    "organization_conflict": (409, "the name is taken, or it is the default organization."),
-    "environment_conflict": (409, "the name is taken, or the environment is in use."),
-    "not_supported": (501, "walvec does not do this."),
-    "resource_not_found": (404, "there is nothing at this path."),
-    "environment_not_found": (404, "the environment does not exist, or belongs to somebody else."),
-    "connection_not_found": (404, "the connection does not exist in this environment."),
-    "embedding_provider_not_found": (404, "the embedding provider does not exist in this environment."),
-    "vector_table_not_found": (404, "the vector table does not exist in this environment."),
-    "task_not_found": (404, "the task does not exist in this environment."),
-    "dead_letter_not_found": (404, "the vector table has no such dead letter."),
-    "connection_conflict": (409, "the name is taken, or vector tables use the connection."),
-    "embedding_provider_conflict": (409, "the name is taken, or vector tables use the provider."),
-    "vector_table_conflict": (409, "the name is taken."),
-    "backfill_in_progress": (409, "a backfill of this vector table is open."),
-    "sync_already_paused": (409, "the vector table is paused already."),
-    "sync_not_paused": (409, "the vector table is not paused."),
-    "not_drained": (409, "the table could not be drained in time; the message says what holds it up."),
-    "repair_failed": (409, "the repair did not end well; the message says why."),
-    "slot_in_use": (409, "somebody else reads the connection's replication slot."),
-    "slot_lost": (409, "the server lost the connection's replication slot."),
-    "source_table_changed": (409, "the source table changed in a way that the definition does not fit."),
-    "conflict": (409, "somebody else changed the same thing at the same time."),
-    "validation_error": (422, "the request does not fit; the message names the fields."),
-    "connection_not_ready": (422, "the connection is not tested, or the source refused it."),
-    "vector_table_not_ready": (422, "no backfill was asked for yet."),
-    "store_rejected": (422, "the store refused what was asked."),
-    "embedding_provider_rejected": (502, "the embedding provider refused walvec's request."),
-    "source_unavailable": (503, "the source database does not answer."),
-    "store_unavailable": (503, "the store does not answer."),
-    "log_unavailable": (503, "the log does not answer."),
-    "log_damaged": (503, "the log is damaged."),
-    "control_unavailable": (503, "the control database does not answer."),
-    "embedding_provider_unavailable": (503, "the embedding provider does not answer."),
-    "shutting_down": (503, "this process is ending."),
-}
+CODES: Mapping[str, tuple[int, str]] = {name: (code.status, code.means) for name, code in codes.CODES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +247,16 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         "backfill", "Trigger a backfill", activity.BackfillRequested, codes=(*_TABLE, "backfill_in_progress")
     ),
     ("GET", "/v1/vector-tables/{table_id}/sync/status"): Operation(
-        "get_sync_status", "Get the sync status", activity.SyncState, codes=_TABLE
+        "get_sync_status",
+        "Get the sync status, or wait for an LSN",
+        activity.SyncState,
+        codes=(*_TABLE, *_SOURCE, *_WAIT),
+    ),
+    ("POST", "/v1/vector-tables/{table_id}/sync/drain"): Operation(
+        "drain_vector_table",
+        "Wait until what was committed is searchable",
+        activity.TableDrained,
+        codes=(*_TABLE, *_SOURCE, *_WAIT, "vector_table_not_ready", "sync_paused", "sync_error", "drain_timeout"),
     ),
     ("POST", "/v1/vector-tables/{table_id}/sync/pause"): Operation(
         "pause_sync", "Pause sync", activity.SyncChanged, codes=(*_TABLE, "sync_already_paused")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import Field
 
-from api.pages import page
+from api.pages import made, page
 from api.paging import Cursor, Limit
 from api.problems import Problem
 from api.responses import Json
@@ -38,8 +38,8 @@ async def create(body: NewEnvironment, services: Use) -> Json:
 @router.get("/environments")
 async def listed(services: Use, limit: Limit = 20, cursor: Cursor = None) -> Json:
     now = await services.account()
-    found = sorted(now.environments.values(), key=lambda e: (e.created_at, e.id))
-    some, pagination = page(found, limit, cursor, lambda e: e.id)
+    found = now.environments.values()
+    some, pagination = page(found, limit, cursor, made)
     return Json({"data": [_shape(e) for e in some], "pagination": pagination})
 
 

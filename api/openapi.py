@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from api.answers.parts import Error
+from api.codes import docs_url
 from api.documented import CODES, OPERATIONS, Operation
 from api.documented import PARAMETERS as MEANINGS
 
@@ -171,7 +172,7 @@ def _codes(operation: Mapping[str, Any], known: Operation, method: str, path: st
     if re.search(r"\{", path):
         found.append("resource_not_found")  # a name with a slash in it is another path
     if "requestBody" in operation:
-        found += ["body_too_large", "validation_error"]
+        found += ["payload_too_large", "unsupported_media_type", "validation_error"]
     if operation.get("parameters"):
         found.append("validation_error")
     return list(dict.fromkeys(found))
@@ -193,7 +194,7 @@ def _example(code: str) -> dict[str, Any]:
             "code": code,
             "message": CODES[code][1],
             "resolution": "",
-            "docs_url": f"/docs#{code}",
+            "docs_url": docs_url(code),
             "request_id": "req_3b1f8a0c9d7e4526",
         }
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from api.pages import page
+from api.pages import made, page
 from api.paging import Cursor, Limit
 from api.problems import Problem
 from api.responses import Json
@@ -43,8 +43,8 @@ async def create(body: NewOrganization, services: Use) -> Json:
 
 @router.get("/organizations")
 async def listed(services: Use, limit: Limit = 20, cursor: Cursor = None) -> Json:
-    found = sorted((await _visible(services)).values(), key=lambda o: (o.created_at, o.id))
-    some, pagination = page(found, limit, cursor, lambda o: o.id)
+    found = (await _visible(services)).values()
+    some, pagination = page(found, limit, cursor, made)
     return Json({"data": [_shape(o) for o in some], "pagination": pagination})
 
 

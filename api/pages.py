@@ -1,9 +1,14 @@
-"""Lists in pages: `?limit=` 1..100 and an opaque `?cursor=`. Pure."""
+"""Lists in pages: `?limit=` 1..100 and an opaque `?cursor=`. Pure.
+
+A cursor names a place in the order (when it was made, id), not an item or a number: whatever is added or removed
+meanwhile, the next page begins behind the last item of this one.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+import binascii
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import orjson
@@ -11,33 +16,38 @@ import orjson
 from api.problems import invalid
 
 T = TypeVar("T")
+Place = tuple[str, str]
 
 
 def page(
-    items: Sequence[T], limit: int, cursor: str | None, id_of: Callable[[T], str]
+    items: Iterable[T], limit: int, cursor: str | None, place: Callable[[T], Place], *, newest_first: bool = False
 ) -> tuple[list[T], dict[str, Any]]:
-    """`items` in their stable order -> one page and its `pagination` block. The cursor names the last item seen
-    (deleted meanwhile: the list ends)."""
-    start = 0
+    """One page of the items in order of their places, and its `pagination` block."""
+    ordered = sorted(((place(item), item) for item in items), key=lambda pair: pair[0], reverse=newest_first)
     if cursor is not None:
         last = _decode(cursor)
-        ids = [id_of(i) for i in items]
-        start = ids.index(last) + 1 if last in ids else len(items)
-    found = list(items[start : start + limit])
-    more = start + limit < len(items)
-    following = _encode(id_of(found[-1])) if more and found else None
-    return found, {"limit": limit, "has_more": more, "next_cursor": following}
+        ordered = [(at, item) for at, item in ordered if (at < last if newest_first else at > last)]
+    found = ordered[:limit]
+    more = len(ordered) > limit
+    following = _encode(found[-1][0]) if more else None
+    return [item for _, item in found], {"limit": limit, "has_more": more, "next_cursor": following}
 
 
-def _encode(last: str) -> str:
-    return base64.urlsafe_b64encode(orjson.dumps({"id": last})).decode()
+def made(item: Any) -> Place:
+    """Of what has both."""
+    return item.created_at, item.id
 
 
-def _decode(cursor: str) -> str:
+def _encode(last: Place) -> str:
+    return base64.urlsafe_b64encode(orjson.dumps({"at": last[0], "id": last[1]})).decode()
+
+
+def _decode(cursor: str) -> Place:
     try:
-        last = orjson.loads(base64.urlsafe_b64decode(cursor.encode()))["id"]
-    except (ValueError, KeyError, TypeError, UnicodeError) as e:
+        last = orjson.loads(base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True))
+        at, name = last["at"], last["id"]
+    except (ValueError, KeyError, TypeError, IndexError, binascii.Error) as e:
         raise invalid("cursor: not one of ours.", "Use next_cursor of the previous page as it stands.") from e
-    if not isinstance(last, str):
+    if not isinstance(at, str) or not isinstance(name, str):
         raise invalid("cursor: not one of ours.", "Use next_cursor of the previous page as it stands.")
-    return last
+    return at, name

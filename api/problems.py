@@ -1,4 +1,4 @@
-"""Failures as HTTP answers: one table from kind to status and code, one envelope for all of them.
+"""Failures as HTTP answers: one table from kind to code (`codes` has what a code means), one envelope for all of them.
 
 `{"error": {"code", "message", "resolution", "docs_url", "request_id"}}`; nothing of the request is echoed but names.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
@@ -15,35 +16,38 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from api.codes import CODES, docs_url
 from api.responses import Json
-from walvec.contracts.errors import Conflict, WalvecError
+from walvec.contracts.errors import Conflict, ProviderWait, WalvecError
 
 logger = logging.getLogger(__name__)
 
-KINDS: Mapping[str, tuple[int, str]] = {
-    "config": (422, "validation_error"),
-    "definition": (422, "validation_error"),
-    "decode": (422, "validation_error"),
-    "source_unavailable": (503, "source_unavailable"),
-    "source_rejected": (422, "connection_not_ready"),
-    "slot_in_use": (409, "slot_in_use"),
-    "slot_lost": (409, "slot_lost"),
-    "table_changed": (409, "source_table_changed"),
-    "provider_wait": (503, "embedding_provider_unavailable"),
-    "provider_stop": (502, "embedding_provider_rejected"),
-    "provider_input": (422, "validation_error"),
-    "store_unavailable": (503, "store_unavailable"),
-    "store_rejected": (422, "store_rejected"),
-    "log_unavailable": (503, "log_unavailable"),
-    "log_damaged": (503, "log_damaged"),
-    "partition_lost": (503, "log_unavailable"),
-    "control_unavailable": (503, "control_unavailable"),
-    "not_found": (404, "resource_not_found"),
-    "conflict": (409, "conflict"),
-    "precondition_failed": (412, "precondition_failed"),
-    "internal": (500, "internal_error"),
+_LONGEST_WAIT = 3600.0
+
+KINDS: Mapping[str, str] = {
+    "config": "validation_error",
+    "definition": "validation_error",
+    "decode": "validation_error",
+    "source_unavailable": "source_unavailable",
+    "source_rejected": "connection_not_ready",
+    "slot_in_use": "slot_in_use",
+    "slot_lost": "slot_lost",
+    "table_changed": "source_table_changed",
+    "provider_wait": "embedding_provider_unavailable",
+    "provider_stop": "embedding_provider_rejected",
+    "provider_input": "validation_error",
+    "store_unavailable": "store_unavailable",
+    "store_rejected": "store_rejected",
+    "log_unavailable": "log_unavailable",
+    "log_damaged": "log_damaged",
+    "partition_lost": "log_unavailable",
+    "control_unavailable": "control_unavailable",
+    "not_found": "resource_not_found",
+    "conflict": "conflict",
+    "precondition_failed": "precondition_failed",
+    "internal": "internal_error",
 }
-_HTTP = {400: "validation_error", 401: "unauthorized", 404: "resource_not_found", 405: "method_not_allowed"}
+_HTTP = {401: "unauthorized", 404: "resource_not_found", 405: "method_not_allowed"}
 
 
 class Problem(WalvecError):
@@ -65,20 +69,29 @@ def envelope(code: str, message: str, resolution: str, request_id: str) -> dict[
             "code": code,
             "message": message,
             "resolution": resolution,
-            "docs_url": f"/docs#{code}",
+            "docs_url": docs_url(code),
             "request_id": request_id,
         }
     }
 
 
-def answer(request: Request, status: int, code: str, message: str, resolution: str = "") -> Response:
+def answer(
+    request: Request, status: int, code: str, message: str, resolution: str = "", retry_after: float = 1
+) -> Response:
     request_id = getattr(request.state, "request_id", None) or new_request_id()
     headers = {"X-Request-Id": request_id}
-    if status == 503:
-        headers["Retry-After"] = "1"
+    if status in (429, 503):
+        headers["Retry-After"] = str(max(1, math.ceil(min(retry_after, _LONGEST_WAIT))))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return Json(envelope(code, message, resolution, request_id), status_code=status, headers=headers)
+    told = resolution or (CODES[code].cure if code in CODES else "")
+    return Json(envelope(code, message, told, request_id), status_code=status, headers=headers)
+
+
+def known(request: Request, code: str, message: str = "", retry_after: float = 1) -> Response:
+    """The answer that the table of codes has."""
+    found = CODES[code]
+    return answer(request, found.status, code, message or found.means, found.cure, retry_after)
 
 
 def new_request_id() -> str:
@@ -90,12 +103,12 @@ def failure(request: Request, error: WalvecError) -> Response:
     if isinstance(error, Problem):
         status, code = error.status, error.code
     else:
-        status, code = KINDS.get(error.kind, KINDS["internal"])
-        if isinstance(error, Conflict):
-            code = error.code
+        code = error.code if isinstance(error, Conflict) else KINDS.get(error.kind, KINDS["internal"])
+        status = CODES[code].status if code in CODES else 409
     if status >= 500:
         logger.warning("request failed", extra={"action": "request_failed", "kind": error.kind, "code": code})
-    return answer(request, status, code, error.message, error.cure)
+    told = error.retry_after if isinstance(error, ProviderWait) else None
+    return answer(request, status, code, error.message, error.cure, told or 1)
 
 
 def install(app: FastAPI) -> None:
@@ -115,11 +128,15 @@ def install(app: FastAPI) -> None:
         message = str(error.detail)
         if error.status_code == 404:
             message = f"there is no {request.method} {request.url.path} here."
-        return answer(request, error.status_code, code, message, "See /docs for what is served.")
+        if error.status_code == 405:
+            message = f"{request.url.path} has no {request.method}."
+        told = answer(request, error.status_code, code, message, CODES[code].cure)
+        told.headers.update({k: v for k, v in (error.headers or {}).items() if k.lower() == "allow"})
+        return told
 
     async def unexpected(request: Request, error: Exception) -> Response:
         # the server writes the traceback to the log after this answer
-        return answer(request, 500, "internal_error", "walvec failed in an unexpected way.", "See the API's log.")
+        return known(request, "internal_error")
 
     app.add_exception_handler(WalvecError, expected)
     app.add_exception_handler(RequestValidationError, validation)

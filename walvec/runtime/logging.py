@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -21,6 +22,8 @@ _SECRETS = (
     (re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{8,}"), r"\1***"),
     (re.compile(r"\bsk-[A-Za-z0-9_-]{8,}"), "sk-***"),
 )
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Of the request that is being served; every line that is logged meanwhile has it."""
 _QUIET = ("httpx", "httpcore", "aiokafka", "uvicorn.access", "psycopg.pool", "asyncio")
 
 
@@ -74,6 +77,7 @@ def configure(role: str, *, level: str = "info", style: str = "text", stream: Te
     """Sets this process's logging up, once more if need be. Third parties speak from `warning` on."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter(role) if style == "json" else TextFormatter(role))
+    handler.addFilter(_of_request)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -85,6 +89,13 @@ def configure(role: str, *, level: str = "info", style: str = "text", stream: Te
         logger.handlers.clear()
         logger.propagate = True
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, root.level))
+
+
+def _of_request(record: logging.LogRecord) -> bool:
+    found = request_id.get()
+    if found is not None:
+        record.request_id = found
+    return True
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -1,0 +1,132 @@
+"""Bodies before anything reads them: their size, their type, and what no JSON reader should be given.
+
+A body is read whole, counted as it comes; then routes and `idempotency` have it at once. JSON of any other content type
+is refused: a web page may send text/plain to an address on loopback without asking, application/json it may not.
+"""
+
+from __future__ import annotations
+
+import re
+
+import orjson
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import problems
+from walvec.runtime.settings import ApiSettings
+
+_BODIES = ("POST", "PUT", "PATCH", "DELETE")
+_JSON = re.compile(r"application/(json|[a-z0-9.+-]+\+json)\s*(;.*)?", re.IGNORECASE)
+_DEEPEST = 100
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', re.DOTALL)
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+class TooLarge(Exception):
+    """More came than is taken."""
+
+
+class HungUp(Exception):
+    """The client is gone."""
+
+
+class Bodies:
+    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+        self._app = app
+        self._limit = settings.max_body_bytes
+        self._apply_limit = max(settings.max_body_bytes, settings.max_apply_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        if "\x00" in scope["path"] or b"%00" in scope.get("query_string", b""):
+            why = "the address must not contain the character NUL."
+            await problems.answer(request, 422, "validation_error", why)(scope, receive, send)
+            return
+        if scope["method"] not in _BODIES:
+            await self._app(scope, receive, send)
+            return
+        try:
+            body = await self._read(request, receive)
+        except HungUp:
+            return
+        except TooLarge:
+            limit = self._limit_of(scope["path"])
+            refused = problems.known(request, "payload_too_large", f"the body is larger than {limit} bytes.")
+            refused.headers["Connection"] = "close"  # the rest of it is not read
+            await refused(scope, receive, send)
+            return
+        if body:
+            if not _JSON.fullmatch(request.headers.get("content-type", "").strip()):
+                await problems.known(request, "unsupported_media_type")(scope, receive, send)
+                return
+            why = faults(body)
+            if why is not None:
+                await problems.answer(request, 422, "validation_error", f"the body {why}.")(scope, receive, send)
+                return
+        scope["state"]["body"] = body
+        await self._app(scope, _again(body, receive), send)
+
+    def _limit_of(self, path: str) -> int:
+        return self._apply_limit if path == "/v1/apply" else self._limit
+
+    async def _read(self, request: Request, receive: Receive) -> bytes:
+        limit = self._limit_of(request.scope["path"])
+        told = request.headers.get("content-length", "")
+        if told.isdigit() and (len(told) > 18 or int(told) > limit):
+            raise TooLarge
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise HungUp
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise TooLarge
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """As if it came now; then whatever comes."""
+    given = False
+
+    async def read() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return read
+
+
+def faults(body: bytes) -> str | None:
+    """What makes a body unreadable, as the end of a sentence; None = it is JSON that every reader reads alike."""
+    if _depth(body) > _DEEPEST:
+        return f"is nested deeper than {_DEEPEST} levels"
+    if _NUL.search(body):
+        return "must not contain the character NUL"
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError as e:
+        return f"is not JSON ({e.msg.partition(':')[0]}, line {e.lineno}, column {e.colno})"
+    return None
+
+
+def _depth(body: bytes) -> int:
+    if body.count(b"[") + body.count(b"{") <= _DEEPEST:
+        return 0
+    deepest = depth = 0
+    for found in _BRACKETS.finditer(body):
+        if found.group(1):
+            depth += 1
+            deepest = max(deepest, depth)
+        elif found.group(2):
+            depth -= 1
+    return deepest
