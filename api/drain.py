@@ -25,7 +25,7 @@ from walvec.contracts.errors import (
     WalvecError,
 )
 from walvec.contracts.position import format_lsn
-from walvec.definitions.model import Connection, Snapshot, VectorTable
+from walvec.definitions.model import Connection, Snapshot, Task, VectorTable
 from walvec.transport.ports import Log
 from walvec.transport.records import bridge_group, changes_topic, embedder_group, sink_group, vectors_topic
 
@@ -37,9 +37,13 @@ _BREATH_SECONDS = 0.01  # least time between two looks, so that a busy log does 
 
 
 class Ended(WalvecError):
-    """The table will not be drained until a person acts."""
+    """The table will not be drained until a person acts. `code`: of the answer to who waits for this table alone."""
 
     kind = "conflict"
+
+    def __init__(self, message: str, cure: str = "", code: str = "conflict") -> None:
+        super().__init__(message, cure)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,9 @@ class Drained:
     dead_letters: Mapping[str, int] = field(default_factory=dict)
     tables: Sequence[str] = ()
     seconds: float = 0.0
+    codes: Mapping[str, str] = field(default_factory=dict)
+    markers: Mapping[str, int] = field(default_factory=dict)
+    """By connection: what was committed below is in the store now."""
 
     @property
     def reason(self) -> str | None:
@@ -67,10 +74,11 @@ class Drained:
         }
 
 
-async def drain(services: Services, tables: Sequence[VectorTable], timeout: float) -> Drained:
-    """Drains `tables` side by side; returns within `timeout` seconds and a little."""
+async def drain(services: Services, tables: Sequence[VectorTable], timeout: float, *, rebuilds: bool = True) -> Drained:
+    """Drains `tables` side by side; returns within `timeout` seconds and a little. `rebuilds`: generations that are
+    being built, too."""
     start = time.monotonic()
-    work = _Drain(services, {t.id: t.name for t in tables})
+    work = Waiting(services, {t.id: t.name for t in tables}, rebuilds=rebuilds)
     jobs: list[asyncio.Task[None]] = []
     streamed = [t for t in tables if t.source is None]
     for connection_id in dict.fromkeys(t.connection_id for t in streamed):
@@ -100,13 +108,29 @@ async def drain(services: Services, tables: Sequence[VectorTable], timeout: floa
         dead_letters=letters,
         tables=[t.name for t in tables],
         seconds=time.monotonic() - start,
+        codes={work.names[i]: code for i, code in work.codes.items()},
+        markers=work.markers,
     )
 
 
-class _Drain:
-    def __init__(self, services: Services, names: Mapping[str, str]) -> None:
+class Waiting:
+    """For tables, by id. `rebuilds`: also for generations that are being built; `breath`: least seconds between two
+    looks at the log."""
+
+    def __init__(
+        self,
+        services: Services,
+        names: Mapping[str, str],
+        *,
+        rebuilds: bool = True,
+        breath: float = _BREATH_SECONDS,
+    ) -> None:
         self.services = services
         self.names = names
+        self._rebuilds = rebuilds
+        self._breath = breath
+        self.codes: dict[str, str] = {}
+        self.markers: dict[str, int] = {}
         self.stages = dict.fromkeys(names, "waiting for the source")
         self.reasons: dict[str, str] = {}
         self.waiting = set(names)
@@ -186,23 +210,28 @@ class _Drain:
             while not read.done():
                 await self._check(table_id)
                 await asyncio.wait((read,), timeout=_LOOK_SECONDS)
-            while True:
-                topics = await self._topics(table_id)
-                await self._tasks(table_id)
-                for _ in range(2):
-                    await self._stage(table_id, "embedder", changes_topic, embedder_group)
-                    await self._stage(table_id, "sink", vectors_topic, sink_group)
-                # a reader that hears of lost records opens the rebackfill before it goes on past them
-                if await self._topics(table_id) == topics and not await self._read_again(table_id):
-                    break  # else one was deleted meanwhile: what was in it is read again
+            await self.applied(table_id)
         except Ended as e:
-            self._end([table_id], e.message)
+            self._end([table_id], e.message, e.code)
         self.waiting.discard(table_id)
 
-    def _end(self, table_ids: Sequence[str], reason: str) -> None:
+    async def applied(self, table_id: str) -> None:
+        """Until all that is in `.changes` now is in the store. Raises Ended."""
+        while True:
+            topics = await self._topics(table_id)
+            await self._tasks(table_id)
+            for _ in range(2):
+                await self._stage(table_id, "embedder", changes_topic, embedder_group)
+                await self._stage(table_id, "sink", vectors_topic, sink_group)
+            # a reader that hears of lost records opens the rebackfill before it goes on past them
+            if await self._topics(table_id) == topics and not await self._read_again(table_id):
+                return  # else one was deleted meanwhile: what was in it is read again
+
+    def _end(self, table_ids: Sequence[str], reason: str, code: str = "conflict") -> None:
         """One table that will not get on by itself ends the whole call."""
         for table_id in self.waiting.intersection(table_ids):
             self.reasons[table_id] = reason
+            self.codes[table_id] = code
         self.waiting.difference_update(table_ids)
         self.ended.set()
 
@@ -217,8 +246,9 @@ class _Drain:
                 now = await self._try(table_ids, lambda: self.services.control.progress.get(connection_id))
                 if now.epoch != before.epoch or now.system_identifier != before.system_identifier:
                     break
-                if marker >= before.lsn and max(now.lsn, await self._reported(connection_id)) >= marker:
+                if marker >= before.lsn and max(now.lsn, await self.reported(connection_id)) >= marker:
                     await self._published(connection_id, table_ids)
+                    self.markers[connection_id] = marker
                     return
                 self._say(table_ids, f"waiting for cdc to read up to {format_lsn(marker)} (at {format_lsn(now.lsn)})")
                 await asyncio.sleep(look)
@@ -228,13 +258,13 @@ class _Drain:
         """A publication that somebody dropped sends the marker and no changes. Once the tables are published as cdc
         last saw them, either they were all the time or the rebackfill that makes up for it is open."""
         while self.waiting.intersection(table_ids):
-            hidden = await self._try(table_ids, lambda: self._unpublished(connection_id, table_ids))
+            hidden = await self._try(table_ids, lambda: self.unpublished(connection_id, table_ids))
             if not hidden:
                 return
             self._say(table_ids, f"waiting for cdc to publish the source table of {', '.join(hidden)} again")
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _unpublished(self, connection_id: str, table_ids: Sequence[str]) -> list[str]:
+    async def unpublished(self, connection_id: str, table_ids: Sequence[str]) -> list[str]:
         snapshot = await self.services.snapshot()
         open_ids = self.waiting.intersection(table_ids)
         tables = [t for i in open_ids if (t := snapshot.vector_tables.get(i)) is not None]
@@ -245,7 +275,7 @@ class _Drain:
         snapshot = await self.services.snapshot()
         return await self.services.source.emit_marker(_connection(snapshot, connection_id))
 
-    async def _reported(self, connection_id: str) -> int:
+    async def reported(self, connection_id: str) -> int:
         try:
             for role, subject, report, _ in await self.services.control.reports.all():
                 if role == "cdc" and subject == connection_id:
@@ -258,7 +288,8 @@ class _Drain:
         control = self.services.control
         while True:
             table = await self._check(table_id)
-            tasks = await self._try([table_id], lambda: control.tasks.open_tasks([table_id]))
+            found = await self._try([table_id], lambda: control.tasks.open_tasks([table_id]))
+            tasks = [t for t in found if self._counts(t, table)]
             if not tasks:
                 return
             waiting = tasks[0].progress.get("waiting")
@@ -267,8 +298,12 @@ class _Drain:
             await self._pace()
 
     async def _read_again(self, table_id: str) -> bool:
+        table = await self._check(table_id)
         tasks = await self._try([table_id], lambda: self.services.control.tasks.open_tasks([table_id]))
-        return any(task.task_type in BACKFILLS for task in tasks)
+        return any(task.task_type in BACKFILLS and self._counts(task, table) for task in tasks)
+
+    def _counts(self, task: Task, table: VectorTable) -> bool:
+        return self._rebuilds or task.generation == table.active.number
 
     async def _topics(self, table_id: str) -> Mapping[str, str]:
         """Waits until the table's topics are those that cdc last routed to; their identities. A topic that somebody
@@ -319,18 +354,22 @@ class _Drain:
             snapshot = await self._try([table_id], self.services.snapshot)
             table = snapshot.vector_tables.get(table_id)
         if table is None:
-            raise Ended("it was deleted.")
+            raise Ended("it was deleted.", code="vector_table_not_found")
         if table.error:
-            raise Ended(f"error: {last_error(table, [])}")
+            raise Ended(f"error: {last_error(table, [])}", code="sync_error")
         if table.paused:
-            raise Ended(f"paused; `walvec resume {table.name}` goes on.")
+            raise Ended(f"paused; `walvec resume {table.name}` goes on.", code="sync_paused")
         if not table.backfilled:
             recent = await self._try([table_id], lambda: self.services.control.tasks.recent(table_id, 20))
             backfills = [t for t in recent if t.task_type in BACKFILLS]
             if not backfills:
-                raise Ended(f"pending: its first backfill was not asked for; `walvec backfill {table.name}` does.")
+                raise Ended(
+                    f"pending: its first backfill was not asked for; `walvec backfill {table.name}` does.",
+                    code="vector_table_not_ready",
+                )
             if backfills[0].status in ("failed", "cancelled"):
-                raise Ended(f"its backfill {backfills[0].status}: {backfills[0].last_error or 'see the log of cdc'}")
+                reason = backfills[0].last_error or "see the log of cdc"
+                raise Ended(f"its backfill {backfills[0].status}: {reason}", code="vector_table_not_ready")
         return table
 
     async def _try(self, table_ids: Sequence[str], ask: Callable[[], Awaitable[Any]]) -> Any:
@@ -347,17 +386,17 @@ class _Drain:
             self.stages[table_id] = stage
 
     async def _pace(self) -> None:
-        await pace(self.services)
+        await pace(self.services, self._breath)
 
 
-async def pace(services: Services) -> None:
-    """Returns after an append or commit, or a short while; never more than a hundred times a second."""
+async def pace(services: Services, breath: float = _BREATH_SECONDS) -> None:
+    """Returns after an append or commit, or a short while; never before `breath` seconds."""
     start = time.monotonic()
     try:
         await services.log.wait_for_append(_LOOK_SECONDS)
     except LogUnavailable:
         await asyncio.sleep(_LOOK_SECONDS)
-    rest = _BREATH_SECONDS - (time.monotonic() - start)
+    rest = breath - (time.monotonic() - start)
     if rest > 0:
         await asyncio.sleep(rest)
 

@@ -31,6 +31,9 @@ class Source(Protocol):
     async def slot(self, connection: Connection) -> SlotView:
         """What the server keeps for walvec's slot. One short query."""
 
+    async def written(self, connection: Connection) -> int:
+        """The LSN that the server writes at now: all commits that anybody has heard of lie below it."""
+
     async def emit_marker(self, connection: Connection) -> int:
         """A transactional logical message; returns an LSN such that everything committed before the call is below."""
 

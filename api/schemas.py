@@ -105,6 +105,38 @@ class NewConnection(Body):
     """When the server lost walvec's place in its write-ahead log: read the tables again, or wait for a person."""
 
 
+class ChangedCredentials(Body):
+    """`url` alone, or the parts that change. A password that is not given stays, unless host, port or user change."""
+
+    url: Secret | None = Field(None, examples=["postgresql://embedd_reader:your_password@your-db-host.com/myapp"])
+    """A connection string."""
+    host: Text | None = None
+    """Name or address of the server."""
+    port: Annotated[int, Field(ge=1, le=65535), NUMBER] | None = None
+    """Of the server."""
+    database: Text | None = None
+    """Name of the database."""
+    user: Text | None = None
+    """Who connects."""
+    password: Secret | None = None
+    """Stored encrypted, and never shown again."""
+    ssl_mode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] | None = None
+    """libpq's sslmode."""
+
+
+class ChangedConnection(Body):
+    """What is left out stays as it is."""
+
+    name: Name | None = None
+    """Unique in its environment."""
+    mode: Literal["managed", "platform"] | None = None
+    """Of a connection that no vector table uses."""
+    credentials: ChangedCredentials | None = None
+    """Tested at once; they must lead to the same database while vector tables use the connection."""
+    on_slot_loss: Literal["rebackfill", "halt"] | None = None
+    """When the server lost walvec's place in its write-ahead log: read the tables again, or wait for a person."""
+
+
 class Limits(TypedDict, total=False):
     """Of one request to the provider; what is left out is the kind's own."""
 
@@ -134,6 +166,25 @@ class NewProvider(Body):
     """Model of vector tables that name none."""
     limits: Limits = Field(default_factory=lambda: Limits())
     """Of one request to the provider."""
+
+
+class ChangedProvider(Body):
+    """What is left out stays as it is."""
+
+    name: Name | None = None
+    """Unique in its environment."""
+    provider: Word | None = Field(None, examples=["openai"])
+    """Its kind; of a provider that no vector table uses."""
+    api_key: Secret | None = None
+    """Another key: running roles take it at once. Stored encrypted, and never shown again."""
+    base_url: (
+        Annotated[str, AfterValidator(_text), Field(max_length=2000, pattern=r"^https?://[^/\x00][^\x00]*$")] | None
+    ) = None
+    """Another address than the vendor's own. The key must be given with another one."""
+    default_model: Word | None = None
+    """Model of vector tables that name none."""
+    limits: Limits | None = None
+    """Of one request to the provider; all of them."""
 
 
 class NewColumn(ColumnSpec):

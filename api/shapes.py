@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from api.responses import dump, iso, key_json
 from api.specs import wanted
 from walvec.contracts.letters import DeadLetter
+from walvec.contracts.sources import Check
 from walvec.contracts.stores import Hit
 from walvec.definitions.model import Column, Connection, EmbeddingProvider, Generation, SyncStatus, Task, VectorTable
 from walvec.definitions.removals import Removal
@@ -29,6 +30,10 @@ def connection(c: Connection, org_id: str) -> dict[str, Any]:
         "last_tested_at": c.last_tested_at,
         "created_at": c.created_at,
     }
+
+
+def checks(found: Sequence[Check]) -> list[dict[str, Any]]:
+    return [{"name": c.name, "ok": c.ok, "detail": c.detail, "cure": c.cure} for c in found]
 
 
 def provider(p: EmbeddingProvider, org_id: str) -> dict[str, Any]:

@@ -75,6 +75,16 @@ class SourceAccess:
         async with self._sessions.borrow(connection) as session:
             return await slots.slot_view(session, connection.slot)
 
+    async def written(self, connection: Connection) -> int:
+        async with self._sessions.borrow(connection) as session:
+            # what is inserted, not what is written: a commit that did not wait for the disk counts as well
+            written = await catalog.fetch_one(
+                session,
+                "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() "
+                "ELSE pg_current_wal_insert_lsn() END::text",
+            )
+            return parse_lsn(written)
+
     async def emit_marker(self, connection: Connection) -> int:
         async with self._sessions.borrow(connection) as session:
             return await reading.emit_mark(session, '{"drain":1}')
@@ -142,8 +152,7 @@ class SourceAccess:
                 yield [(key, shape.text(line)) for line in lines if (key := shape.key(line)) in wanted]
 
     async def identity(self, connection: Connection) -> SourceIdentity:
-        """Asked anew, not over a kept session. Where the system identifier is closed to this user, it is asked for by
-        replication; where that is closed too, nothing was ever streamed."""
+        """Asked over a new session. Some providers close the system identifier to their users: then it stays empty."""
         session = await open_session(connection.dsn)
         try:
             database = str(await catalog.fetch_one(session, "SELECT current_database()"))

@@ -97,6 +97,14 @@ class SyncState(Answer):
     """Changes that are not applied yet; null: the log cannot be asked."""
     staleness_secs: float | None
     """How long ago `last_synced_at` is."""
+    as_of_lsn: str | None
+    """Everything committed at the source up to here is searchable; null where that is not known yet."""
+    wait_for_lsn: str | None
+    """As it was asked for."""
+    lsn_reached: bool | None
+    """Whether that is searchable; null where it was not asked for."""
+    wait_reason: str | None
+    """Why it was not reached in time."""
     last_error: str | None
     """What went wrong last, with what mends it."""
     last_error_at: Time | None
@@ -175,6 +183,19 @@ class TableStatus(Answer):
 class Statuses(Answer):
     tables: list[TableStatus]
     """By name."""
+
+
+class TableDrained(Answer):
+    vector_table_id: TableId
+    drained: Literal[True]
+    lsn: str | None
+    """As it was asked for."""
+    as_of_lsn: str | None
+    """Everything committed at the source up to here is searchable; null where its changes come from a topic."""
+    seconds: float
+    """That it took."""
+    dead_letters: int
+    """Rows that are not searchable because they could not be embedded or stored."""
 
 
 class Drained(Answer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from api.answers.parts import Answer
 
@@ -24,8 +25,10 @@ class Hit(Answer):
     """The same."""
     metadata: dict[str, Any]
     """Columns of the row, by name."""
-    embedded_text: str | None
-    """What was embedded."""
+    embedded_text: str | SkipJsonSchema[None] = None
+    """What was embedded; there unless `include` leaves it out."""
+    vector: list[float] | SkipJsonSchema[None] = None
+    """The row's vector; there if `include` asks for it."""
 
 
 class Found(Answer):
@@ -37,3 +40,15 @@ class Found(Answer):
     """Model of the generation that answered."""
     total_results: int
     """Length of `results`."""
+    next_cursor: str | None
+    """`cursor` of the next page; null on the last one."""
+    has_more: bool
+    """Whether there is a next page."""
+    generation: int
+    """Generation that answered."""
+    as_of_lsn: str | None = Field(examples=["0/16B3748"])
+    """Everything committed at the source up to here is found; null where that is not known yet."""
+    staleness_secs: float | None
+    """Everything committed until so many seconds ago is found; null where that is not known yet."""
+    freshness_reason: str | None
+    """Why freshness is not known, or does not get better."""

@@ -62,11 +62,16 @@ class MemoryStore:
         self.shown[table.id] = generation.number
 
     async def drop(self, table: VectorTable, generation: int | None = None) -> None:
+        if generation is None:
+            self.shown.pop(table.id, None)
+        elif self.shown.get(table.id) == generation:
+            return
         for key in [k for k in self._storages if k[0] == table.id and generation in (None, k[1])]:
             del self._storages[key]
             self.indexed.discard(key)
-            if self.shown.get(table.id) == key[1]:
-                del self.shown[table.id]
+
+    async def generations(self, table: VectorTable) -> list[int]:
+        return sorted(number for table_id, number in self._storages if table_id == table.id)
 
     async def apply(self, table: VectorTable, generation: Generation, records: Sequence[VectorRecord]) -> Applied:
         storage = self._storage(table, generation)

@@ -23,10 +23,14 @@ class Store(Protocol):
         """Storage of the generation, idempotent. Raises StoreRejected when it exists with other dimensions."""
 
     async def show(self, table: VectorTable, generation: Generation) -> None:
-        """Makes the generation the one that users read (pgvector: replaces the view)."""
+        """Makes the generation the one that users read, in one step (pgvector: replaces the view). A query that takes
+        long makes this wait, and nobody else: StoreUnavailable after a while."""
 
     async def drop(self, table: VectorTable, generation: int | None = None) -> None:
-        """Drops a generation, or the table with its view. Idempotent."""
+        """Drops the table with its view, or a generation that is not shown: one that is shown stays. Idempotent."""
+
+    async def generations(self, table: VectorTable) -> list[int]:
+        """Those that have a storage, in order."""
 
     async def apply(self, table: VectorTable, generation: Generation, records: Sequence[VectorRecord]) -> Applied:
         """One atomic batch: durable on return. Several records of a key may be in it.

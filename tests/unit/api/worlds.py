@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 
 from api.app import create_app
+from api.lifecycle import BACKFILLS, OPEN
 from api.services import Services
 from walvec.contracts.errors import DefinitionError, SourceUnavailable
 from walvec.contracts.keys import partition_of
@@ -84,6 +85,10 @@ class FakeSource:
         self._up()
         return len(self.rows)
 
+    async def written(self, connection: Any) -> int:
+        self._up()
+        return self.marker
+
     async def emit_marker(self, connection: Any) -> int:
         self._up()
         self.marker += 10
@@ -122,7 +127,16 @@ class FakeStore:
         return len(self.stored)
 
     async def search(
-        self, table: Any, generation: Any, vector: Any, *, limit: int, where: Any = None, min_score: Any = None
+        self,
+        table: Any,
+        generation: Any,
+        vector: Any,
+        *,
+        limit: int,
+        where: Any = None,
+        min_score: Any = None,
+        after: Any = None,
+        vectors: bool = False,
     ) -> list[Hit]:
         self.searched.append(where)
         return self.hits[:limit]
@@ -184,6 +198,7 @@ class World:
         self.source = FakeSource()
         self.store = FakeStore()
         settings = settings_from({"data_dir": tmp_path})
+        self.said: Any = {}
         self.services = Services(settings, self.control, self.log, self.source, self.store, FakeModels())
         transport = httpx.ASGITransport(create_app(self.services))
         self.http = httpx.AsyncClient(transport=transport, base_url="http://api")
@@ -223,6 +238,38 @@ class World:
         for task in await self.control.tasks.open_tasks([self.table.id]):
             await self.control.tasks.update(task.id, status="completed")
         await self.control.states.set_backfilled(self.table.id, self.table.active.number)
+
+    @property
+    def path(self) -> str:
+        return f"/v1/vector-tables/{self.table.id}"
+
+    async def built(self) -> None:
+        """As cdc and sink: what is being built is filled and indexed."""
+        building = self.table.building
+        assert building is not None
+        for task in await self.control.tasks.open_tasks([self.table.id]):
+            if task.generation == building.number:
+                await self.control.tasks.update(task.id, status="running")
+                await self.control.tasks.update(task.id, status="completed")
+        await self.control.states.set_backfilled(self.table.id, building.number)
+        await self.control.states.set_ready(self.table.id, building.number)
+
+    async def swapped(self, kept_until: str = "2999-01-01T00:00:00Z") -> None:
+        """As sink: what is being built takes the active one's place."""
+        await self.built()
+        building = self.table.building
+        assert building is not None
+        assert await self.control.states.begin_swap(self.table.id, building.number)
+        assert await self.control.states.finish_swap(self.table.id, building.number, kept_until)
+
+    async def cancel(self) -> int:
+        """Cancels the newest backfill, of what is being built if there is one; the status of the answer."""
+        tasks = [t for t in await self.control.tasks.recent(self.table.id) if t.task_type in BACKFILLS]
+        building = self.table.building
+        tasks.sort(key=lambda t: (t.status not in OPEN, building is None or t.generation != building.number))
+        answer = await self.http.post(f"/v1/tasks/{tasks[0].id}/cancel")
+        self.said = answer.json()
+        return answer.status_code
 
     async def ready(self, **table: Any) -> VectorTable:
         """A table in the store, and a cdc that has read everything."""
