@@ -20,9 +20,9 @@ CODES: Mapping[str, tuple[int, str]] = {name: (code.status, code.means) for name
 @dataclass(frozen=True, slots=True)
 class Operation:
     """`answer`: None = no content. `codes`: of failures, beyond those that every operation has. `headers`: of a good
-    answer, beyond those that every one has. `parameters`: names in openapi.PARAMETERS. `environment`: works in one.
+    answer, beyond those that every one has. `environment`: works in one.
     `reads`: a read-only key may ask it although it is no GET. `also`: other statuses with the same kind of answer.
-    `media`: content type of the answer."""
+    `media`: content type of the answer (NDJSON: of each line). `texts`: content types that can be asked for instead."""
 
     id: str
     summary: str
@@ -30,11 +30,11 @@ class Operation:
     status: int = 200
     codes: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
-    parameters: tuple[str, ...] = ()
     environment: bool = True
     reads: bool = False
     also: Mapping[int, str] | None = None
     media: str = "application/json"
+    texts: tuple[str, ...] = ()
 
 
 PARAMETERS: Mapping[str, str] = {
@@ -178,6 +178,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         definitions.Tested,
         codes=("connection_not_found",),
     ),
+    ("PUT", "/v1/connections/{connection_id}"): Operation(
+        "change_connection",
+        "Change a connection",
+        definitions.Connection,
+        codes=("connection_not_found", "connection_conflict", *_SOURCE),
+    ),
     ("DELETE", "/v1/connections/{connection_id}"): Operation(
         "delete_connection",
         "Delete a connection",
@@ -229,10 +235,48 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
             "store_unavailable",
             "store_rejected",
         ),
+        ("ETag",),
     ),
     ("GET", "/v1/vector-tables"): Operation("list_vector_tables", "List vector tables", Page[definitions.VectorTable]),
     ("GET", "/v1/vector-tables/{table_id}"): Operation(
-        "get_vector_table", "Get a vector table", definitions.VectorTable, codes=_TABLE
+        "get_vector_table", "Get a vector table", definitions.VectorTable, codes=_TABLE, headers=("ETag",)
+    ),
+    ("PUT", "/v1/vector-tables/{table_id}"): Operation(
+        "change_vector_table",
+        "Change a vector table; what changes its vectors builds a new generation",
+        definitions.VectorTable,
+        codes=(
+            *_TABLE,
+            *_SOURCE,
+            *_LOG,
+            "embedding_provider_not_found",
+            "vector_table_conflict",
+            "swap_in_progress",
+            "source_table_changed",
+            "source_table_access_denied",
+            "conflict",
+            "precondition_failed",
+            "store_unavailable",
+            "store_rejected",
+        ),
+        headers=("ETag",),
+    ),
+    ("GET", "/v1/vector-tables/{table_id}/generations"): Operation(
+        "list_generations", "List a vector table's generations", definitions.Generations, codes=_TABLE
+    ),
+    ("POST", "/v1/vector-tables/{table_id}/rebuild/abort"): Operation(
+        "abort_rebuild",
+        "Give up the generation that is being built",
+        definitions.VectorTable,
+        codes=(*_TABLE, "nothing_to_abort", "swap_in_progress"),
+        headers=("ETag",),
+    ),
+    ("POST", "/v1/vector-tables/{table_id}/rollback"): Operation(
+        "roll_back",
+        "Bring the previous generation back",
+        definitions.VectorTable,
+        codes=(*_TABLE, "nothing_to_roll_back", "swap_in_progress", "conflict"),
+        headers=("ETag",),
     ),
     ("DELETE", "/v1/vector-tables/{table_id}"): Operation(
         "delete_vector_table", "Delete a vector table", None, 204, _TABLE
@@ -298,6 +342,9 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("GET", "/v1/tasks"): Operation("list_tasks", "List tasks, the newest first", Page[activity.Task], codes=_TABLE),
     ("GET", "/v1/tasks/{task_id}"): Operation("get_task", "Get a task", activity.Task, codes=("task_not_found",)),
+    ("POST", "/v1/tasks/{task_id}/cancel"): Operation(
+        "cancel_task", "Cancel a task", activity.Task, codes=("task_not_found", "task_not_cancellable")
+    ),
     ("GET", "/v1/topics"): Operation("list_topics", "List the log's topics", activity.Topics, codes=_LOG),
     ("GET", "/v1/vector-tables/{table_id}/tail"): Operation(
         "tail",
@@ -325,6 +372,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         "Compare source and store",
         activity.Verified,
         codes=(*_TABLE, *_SOURCE, *_WAIT, "not_drained", "repair_failed", "store_unavailable"),
+    ),
+    ("GET", "/v1/export"): Operation(
+        "export",
+        "Write the definitions as a document",
+        definitions.ExportedDocument,
+        texts=("application/yaml",),
     ),
     ("POST", "/v1/apply"): Operation(
         "apply",

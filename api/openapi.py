@@ -15,14 +15,16 @@ from api.answers.parts import Error
 from api.codes import docs_url
 from api.documented import CODES, OPERATIONS, Operation
 from api.documented import PARAMETERS as MEANINGS
+from api.idempotency import CREATES
 
+NDJSON = "application/x-ndjson"
 _REFERENCE = "#/components/schemas/{model}"
 _INTEGER = {"type": "integer", "minimum": 0}
 HEADERS: Mapping[str, dict[str, Any]] = {
     "X-Request-Id": {
         "description": "Names this request in walvec's log.",
         "required": True,
-        "schema": {"type": "string", "pattern": "^req_"},
+        "schema": {"type": "string"},
     },
     "X-RateLimit-Limit": {"description": "Requests that are allowed per minute.", "schema": _INTEGER},
     "X-RateLimit-Remaining": {"description": "Requests that are left now.", "schema": _INTEGER},
@@ -40,19 +42,13 @@ PARAMETERS: Mapping[str, dict[str, Any]] = {
         "name": "X-Environment-Id",
         "in": "header",
         "description": "Environment to work in, by its id. Default: the server's own, `prod`.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 100},
+        "schema": {"type": "string"},
     },
     "IdempotencyKey": {
         "name": "Idempotency-Key",
         "in": "header",
         "description": "A repeated request with the same key and body gets the first one's answer, and makes nothing.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-    },
-    "IfMatch": {
-        "name": "If-Match",
-        "in": "header",
-        "description": "The ETag that the change is based on; 412 when the definition changed since.",
-        "schema": {"type": "string", "minLength": 1},
+        "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     },
 }
 _TEXT = """\
@@ -124,11 +120,16 @@ def _write(
             parameter.setdefault("description", MEANINGS[parameter["name"]])
     if private:
         operation["security"] = [{"key": []}]
-        wanted = [*(["Environment"] if known.environment else []), *known.parameters]
-        have = {p.get("name", "").lower() for p in operation.get("parameters", [])}
-        added = [n for n in wanted if PARAMETERS[n]["name"].lower() not in have]
+        added = [
+            *(["Environment"] if known.environment else []),
+            *(["IdempotencyKey"] if _creates(method, path) else []),
+        ]
         if added:
             operation.setdefault("parameters", []).extend({"$ref": f"#/components/parameters/{n}"} for n in added)
+
+
+def _creates(method: str, path: str) -> bool:
+    return method == "POST" and CREATES.fullmatch(path) is not None
 
 
 def _responses(
@@ -142,7 +143,8 @@ def _responses(
     always = ["X-Request-Id", *(n for n in HEADERS if n.startswith("X-RateLimit") and private)]
     good: dict[str, Any] = {"description": known.summary, "headers": _headers(*always, *known.headers)}
     if known.answer is not None:
-        good["content"] = {known.media: {"schema": names[known.answer]}}
+        good["content"] = {known.media: _content(known.media, names[known.answer])}
+        good["content"] |= {media: {"schema": {"type": "string"}} for media in known.texts}
     found = {str(known.status): good}
     for status, text in (known.also or {}).items():
         found[str(status)] = good | {"description": text}
@@ -160,6 +162,13 @@ def _responses(
     return found
 
 
+def _content(media: str, schema: dict[str, Any]) -> dict[str, Any]:
+    if media != NDJSON:
+        return {"schema": schema}
+    # 3.1 has no words for a schema of each line
+    return {"schema": {"type": "string", "description": "One JSON object per line."}, "x-itemSchema": schema}
+
+
 def _codes(operation: Mapping[str, Any], known: Operation, method: str, path: str) -> list[str]:
     """Those of the operation, and those that it shares with its like."""
     if not path.startswith("/v1"):
@@ -175,6 +184,8 @@ def _codes(operation: Mapping[str, Any], known: Operation, method: str, path: st
         found += ["payload_too_large", "unsupported_media_type", "validation_error"]
     if operation.get("parameters"):
         found.append("validation_error")
+    if _creates(method, path):
+        found += ["idempotency_in_progress", "idempotency_key_reused"]
     return list(dict.fromkeys(found))
 
 

@@ -105,6 +105,12 @@ class SyncState(Answer):
     """Whether that is searchable; null where it was not asked for."""
     wait_reason: str | None
     """Why it was not reached in time."""
+    lag_changes: int | None
+    """Changes that were read and are not applied yet; null: the log cannot be asked."""
+    lag_seconds: float | None
+    """Age of the oldest of them."""
+    oldest_unprocessed_at: Time | None
+    """When that one was read, UTC."""
     last_error: str | None
     """What went wrong last, with what mends it."""
     last_error_at: Time | None
@@ -122,6 +128,12 @@ class SyncChanged(Answer):
     sync_status: SyncStatus
     message: str
     """For people."""
+    lag_changes: int | None
+    """Changes that were read and are not applied yet; null: the log cannot be asked."""
+    lag_seconds: float | None
+    """Age of the oldest of them."""
+    oldest_unprocessed_at: Time | None
+    """When that one was read, UTC."""
 
 
 class Lag(Answer):

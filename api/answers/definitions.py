@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, RootModel
 
+from api.answers.activity import BackfillProgress
 from api.answers.parts import (
     Answer,
     ConnectionId,
@@ -59,6 +60,8 @@ class Connection(Answer):
     """What happens when the server lost walvec's place in its write-ahead log."""
     slot: str = Field(examples=["walvec_6f0d2a4b"])
     """Name of its replication slot and of its publication."""
+    last_tested_at: Time | None
+    """When it was last tested, UTC."""
     created_at: CreatedAt
 
 
@@ -90,16 +93,25 @@ class TestError(Answer):
 
 
 class ConnectionTested(Answer):
+    """`checks`: the whole preflight, with what mends each that is not fine."""
+
     status: Literal["ok"]
     """walvec reached the database."""
     latency_ms: int
     """Of connecting and one query."""
+    ready: bool
+    """Whether all checks are fine, so that its changes can be followed."""
+    checks: list[Check]
+    """The whole preflight."""
 
 
 class ConnectionFailed(Answer):
     status: Literal["failed"]
     """walvec did not reach it, or was refused."""
     error: TestError
+    """Why."""
+    checks: list[Check]
+    """The one that failed."""
 
 
 Tested = RootModel[ConnectionTested | ConnectionFailed]
@@ -137,6 +149,8 @@ class Provider(Answer):
     """Its kind."""
     default_model: str | None
     """Model of vector tables that name none."""
+    has_api_key: bool
+    """Whether a key is stored."""
     base_url: str | None
     """Address, where it is not the vendor's own."""
     limits: FreeForm
@@ -177,7 +191,73 @@ class Source(Answer):
     """Debezium's replication slot, which a drain waits for."""
 
 
+class Serving(Answer):
+    """What answers queries now."""
+
+    generation: int
+    """Number of the generation."""
+    embedding_provider_id: ProviderId
+    embedding_model: str
+    """Queries are embedded with it."""
+    embedding_dimensions: int
+    """Of its vectors."""
+    columns: list[Column]
+    """Of its text and its metadata."""
+    separator: str
+    """Stands between the embedding columns in the text."""
+    index: FreeForm
+    """Kind and parameters of its vector index."""
+
+
+class Generation(Answer):
+    """One materialisation of a vector table: its own storage, columns and model."""
+
+    generation: int
+    """Its number; the highest is the newest."""
+    state: Literal["building", "stalled", "active", "retired", "swapping"]
+    """building: is to take the active one's place. swapping: is taking it. stalled: was building, see `reason`. active:
+    answers queries. retired: was active, and is kept for a rollback."""
+    embedding_provider_id: ProviderId
+    embedding_model: str
+    """Name of its model."""
+    embedding_dimensions: int
+    """Of its vectors."""
+    columns: list[Column]
+    """Of its text and its metadata."""
+    separator: str
+    """Stands between the embedding columns in the text."""
+    index: FreeForm
+    """Kind and parameters of its vector index."""
+    filled: bool
+    """Whether all rows are in the store."""
+    indexed: bool
+    """Whether its indexes are built."""
+    reason: str | None
+    """Why it stalled."""
+    kept_until: Time | None
+    """Until when it is kept, UTC."""
+    progress: BackfillProgress | None
+    """Of the backfill that fills it."""
+
+
+class GenerationsInShort(Answer):
+    active: int
+    """Number of the one that answers queries."""
+    building: Generation | None
+    """The one that is to take its place; it may have stalled."""
+    previous: Generation | None
+    """The one that a rollback brings back."""
+
+
+class Generations(Answer):
+    vector_table_id: TableId
+    data: list[Generation]
+    """All that are kept, the newest first."""
+
+
 class VectorTable(Answer):
+    """As it is wanted: while another generation is being built, columns, model and provider are that one's."""
+
     id: TableId
     org_id: OrgId
     environment_id: EnvironmentId
@@ -215,6 +295,8 @@ class VectorTable(Answer):
     """Number of the generation that answers queries."""
     building_generation: int | None
     """Number of the generation that is to take its place; null: none is being built."""
+    active: Serving
+    generations: GenerationsInShort
     qdrant_collection: str | None
     """Its storage in managed mode, whatever the store; also part of its topics' names."""
     platform_vector_ref: str | None
@@ -273,3 +355,14 @@ class Applied(Answer):
     """Whether anything differed."""
     differences: list[Difference]
     """One for each thing that the document names, or that is pruned."""
+
+
+class ExportedDocument(Answer):
+    """A definitions document, without secrets; applied as it is, it changes nothing."""
+
+    connections: list[FreeForm]
+    """As in a definitions file."""
+    embedding_providers: list[FreeForm]
+    """As in a definitions file."""
+    vector_tables: list[FreeForm]
+    """As in a definitions file."""
