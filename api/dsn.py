@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import ValidationError
 
 from api.problems import invalid
-from api.schemas import Credentials
-from walvec.definitions.document import ConnectionSpec
+from api.schemas import ChangedCredentials, Credentials
+from walvec.contracts.errors import ConfigError
+from walvec.definitions.document import SECRETS, ConnectionSpec, with_stored_secrets
 from walvec.runtime.addresses import check_connection_address
 
 
@@ -22,3 +24,25 @@ def dsn_of(name: str, credentials: Credentials) -> str:
         raise invalid(f"credentials: {messages}.") from None
     check_connection_address(dsn)
     return dsn
+
+
+def changed_dsn(name: str, credentials: ChangedCredentials, stored: str) -> str:
+    """The stored connection string with what is given. A password is kept, but never for another server or user: it
+    would be told to whoever answers there. Raises Problem."""
+    if credentials.url is not None:
+        new = dsn_of(name, Credentials.model_validate(credentials.model_dump(exclude_none=True)))
+    else:
+        given = credentials.model_dump(exclude_none=True, exclude={"password"})
+        names = {"database": "dbname", "ssl_mode": "sslmode"}
+        parts = {k: v for k, v in conninfo_to_dict(stored).items() if k not in SECRETS}
+        if "host" in given:
+            parts.pop("hostaddr", None)
+        parts |= {names.get(k, k): v for k, v in given.items()}
+        if credentials.password is not None:
+            parts["password"] = credentials.password.get_secret_value()
+        new = make_conninfo("", **parts)
+        check_connection_address(new)
+    try:
+        return with_stored_secrets(new, stored)
+    except ConfigError as e:
+        raise invalid(f"credentials: {e.message}", e.cure) from None

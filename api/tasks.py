@@ -57,10 +57,12 @@ async def one(task_id: str, services: Use) -> Json:
 @router.post("/tasks/{task_id}/cancel")
 async def cancel(task_id: str, services: Use) -> Json:
     """It never runs on. Rows that were read stay. Of a generation that is being built: that one stalls, and
-    POST …/backfill tries it again; a table whose first backfill is cancelled is pending."""
+    POST …/backfill tries it again; a table whose first backfill is cancelled is pending. Of a removal: it is given up,
+    and what is there stays, for a source that never comes back."""
     for removal in await services.control.removals.open(services.environment.id):
         if removal.id == task_id:
-            raise _ended(removal.id, "a removal", "What is deleted is removed for certain.")
+            await services.control.removals.give_up(removal.id)
+            return Json({**shapes.removal(removal, services.organization.id), "status": "cancelled"})
     task, table = await _own(services, task_id)
     control = services.control
     if task.status not in OPEN:

@@ -53,7 +53,7 @@ async def test_a_table_leaves_its_storage_its_topics_and_with_the_last_one_the_s
     assert storage.table is not None
     assert (storage.table.storage_name, storage.table.view_name) == (PRODUCTS.storage_name, PRODUCTS.view_name)
     assert storage.table.view_schema == "walvec"
-    assert storage.environment_id and await control.removals.open(storage.environment_id)
+    assert await control.removals.open(storage.environment_id)
     assert await control.removals.open("env_other") == []
 
 

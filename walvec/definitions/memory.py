@@ -301,9 +301,12 @@ class MemoryDefinitions:
     async def set_paused(self, table_id: str, paused: bool) -> None:
         self._control.change(table_id, lambda t: transitions.paused(t, paused))
 
-    async def set_connection_status(self, connection_id: str, status: str, message: str = "") -> None:
+    async def set_connection_status(
+        self, connection_id: str, status: str, message: str = "", *, tested: bool = False
+    ) -> None:
         old = self._control.connection(connection_id)
-        new = replace(old, status=status, status_message=message)
+        at = _now() if tested else old.last_tested_at
+        new = replace(old, status=status, status_message=message, last_tested_at=at)
         if new != old:
             self._control.feed.move(connections={**self._now.connections, connection_id: new})
 

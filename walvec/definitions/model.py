@@ -72,6 +72,7 @@ class Connection:
     status_message: str = ""
     created_at: str = ""
     environment_id: str = ""
+    last_tested_at: str | None = None
 
     @property
     def slot(self) -> str:

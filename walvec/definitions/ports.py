@@ -271,7 +271,10 @@ class Definitions(Protocol):
 
     async def set_paused(self, table_id: str, paused: bool) -> None: ...
 
-    async def set_connection_status(self, connection_id: str, status: str, message: str = "") -> None: ...
+    async def set_connection_status(
+        self, connection_id: str, status: str, message: str = "", *, tested: bool = False
+    ) -> None:
+        """`tested`: somebody asked for a test, and this is what came out."""
 
     async def delete_connection(self, connection_id: str) -> Sequence[str]:
         """Raises Conflict while vector tables use it. Returns the removals that are still open at its source."""

@@ -31,6 +31,7 @@ from walvec.definitions.pool import Pool, connect
 from walvec.definitions.progress import ControlProgress, ControlReports
 from walvec.definitions.rebuilds import Rebuilds, Swaps
 from walvec.definitions.removals import ControlRemovals
+from walvec.definitions.rotation import in_force
 from walvec.definitions.rows import table_from, table_json
 from walvec.definitions.schema import prepare
 from walvec.definitions.secrets import Secrets
@@ -38,13 +39,13 @@ from walvec.definitions.stored import TABLES, find, locked, transform, write
 from walvec.definitions.tasks import ControlTasks, as_json, instant, storable
 
 
-async def open_control(dsn: str, *, environment: str, secret_key: str) -> ControlDatabase:
+async def open_control(dsn: str, *, environment: str, secret_key: str | Secrets) -> ControlDatabase:
     """Upgrades the schema, enters the default organization's environment of that name where it is missing, and starts
     to follow the definitions.
 
     Raises ControlUnavailable (try again) or ConfigError (address, rights, secret key, newer schema).
     """
-    secrets = Secrets(secret_key)
+    secrets = Secrets(secret_key) if isinstance(secret_key, str) else secret_key
     async with await connect(dsn) as conn:
         environment_id = await prepare(conn, environment, secrets)
     pool = Pool(dsn, environment_id)
@@ -111,7 +112,7 @@ class ControlDefinitions(Rebuilds):
             ((version, keys_needed),) = await cursor.fetchall()
             cursor = await conn.execute(
                 "SELECT id, name, provider, mode, credentials, on_slot_loss, status, status_message, created_at,"
-                " environment_id FROM walvec_control.connections ORDER BY created_at, id"
+                " environment_id, last_tested_at FROM walvec_control.connections ORDER BY created_at, id"
             )
             connections = {r[0]: self._connection(r) for r in await cursor.fetchall()}
             cursor = await conn.execute(
@@ -136,6 +137,7 @@ class ControlDefinitions(Rebuilds):
             status_message=row[7],
             created_at=instant(row[8]),
             environment_id=row[9],
+            last_tested_at=None if row[10] is None else instant(row[10]),
         )
 
     def _provider(self, row: tuple[Any, ...]) -> EmbeddingProvider:
@@ -156,13 +158,16 @@ class ControlDefinitions(Rebuilds):
         if old is not None and replace(connection, created_at=old.created_at, environment_id=old.environment_id) == old:
             return
         async with self._pool.change() as conn:
+            await in_force(conn, self._secrets)
             await conn.execute(
                 "INSERT INTO walvec_control.connections"
                 " (environment_id, id, name, provider, mode, credentials, on_slot_loss, status, status_message,"
-                " created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, coalesce(%s::timestamptz, now()))"
+                " created_at, last_tested_at)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, coalesce(%s::timestamptz, now()), %s)"
                 " ON CONFLICT (id) DO UPDATE SET (name, provider, mode, credentials, on_slot_loss, status,"
-                " status_message) = (excluded.name, excluded.provider, excluded.mode, excluded.credentials,"
-                " excluded.on_slot_loss, excluded.status, excluded.status_message)",
+                " status_message, last_tested_at) = (excluded.name, excluded.provider, excluded.mode,"
+                " excluded.credentials, excluded.on_slot_loss, excluded.status, excluded.status_message,"
+                " excluded.last_tested_at)",
                 [
                     connection.environment_id or self._pool.environment_id,
                     connection.id,
@@ -174,6 +179,7 @@ class ControlDefinitions(Rebuilds):
                     connection.status,
                     storable(connection.status_message),
                     connection.created_at or None,
+                    connection.last_tested_at,
                 ],
             )
 
@@ -183,6 +189,7 @@ class ControlDefinitions(Rebuilds):
             return
         key = provider.api_key
         async with self._pool.change() as conn:
+            await in_force(conn, self._secrets)
             await conn.execute(
                 "INSERT INTO walvec_control.providers"
                 " (environment_id, id, name, provider, api_key, base_url, default_model, limits, created_at)"
@@ -243,7 +250,9 @@ class ControlDefinitions(Rebuilds):
     async def set_paused(self, table_id: str, paused: bool) -> None:
         await transform(self._pool, table_id, lambda t: transitions.paused(t, paused))
 
-    async def set_connection_status(self, connection_id: str, status: str, message: str = "") -> None:
+    async def set_connection_status(
+        self, connection_id: str, status: str, message: str = "", *, tested: bool = False
+    ) -> None:
         async with self._pool.ordered() as conn:
             cursor = await conn.execute(
                 "SELECT status, status_message FROM walvec_control.connections WHERE id = %s FOR NO KEY UPDATE",
@@ -252,10 +261,11 @@ class ControlDefinitions(Rebuilds):
             row = await cursor.fetchone()
             if row is None:
                 raise NotFound(f"there is no connection {connection_id!r}.")
-            if row != (status, storable(message)):
+            if tested or row != (status, storable(message)):
                 await conn.execute(
-                    "UPDATE walvec_control.connections SET status = %s, status_message = %s WHERE id = %s",
-                    [status, storable(message), connection_id],
+                    "UPDATE walvec_control.connections SET status = %s, status_message = %s,"
+                    " last_tested_at = CASE WHEN %s THEN now() ELSE last_tested_at END WHERE id = %s",
+                    [status, storable(message), tested, connection_id],
                 )
                 await self._pool.move(conn)
 

@@ -22,3 +22,5 @@ CREATE INDEX removals_by_connection ON walvec_control.removals (connection_id);
 COMMENT ON COLUMN walvec_control.removals.what IS 'storage, topics, publication (a table''s place in it) or slot (with its publication)';
 COMMENT ON COLUMN walvec_control.removals.credentials IS 'of the connection as they were last, under its place; the connection''s own are newer while it is there';
 COMMENT ON COLUMN walvec_control.removals.definition IS 'the vector table as it was; see walvec.definitions.rows';
+
+ALTER TABLE walvec_control.connections ADD COLUMN last_tested_at timestamptz;
