@@ -11,6 +11,8 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from sink.generations import Generations, show_right
+from sink.stalling import stalls
 from sink.stores.registry import Stores
 from sink.upkeep import Upkeep
 from sink.worker import Worker, persistently
@@ -88,7 +90,7 @@ class Service:
             wanted = {t.id: t for t in snapshot.vector_tables.values() if not t.paused and t.error is None}
             for table_id, desk in list(self._desks.items()):
                 table = wanted.get(table_id)
-                if table is None or _storage(table) != _storage(desk.table):
+                if table is None or _other(desk.table, table):
                     await _cancelled(desk.task)
                     del self._desks[table_id]
                 else:
@@ -106,14 +108,16 @@ class Service:
         """Restarts a failed desk with back-off; gives up only for what a person must mend."""
         pause = _FIRST_PAUSE
         while True:
+            table = desk.table
             try:
                 await self._attempt(desk)
             except (StoreRejected, DefinitionError, ConfigError) as e:
                 # the storage of a generation that was just replaced, or of a table that was just dropped, is gone
                 # before the feed tells: then this desk is ended while it waits here
                 await asyncio.sleep(_FEED_SECONDS)
-                await self._stop_table(desk.table, e)
-                return
+                if await self._as_it_was(table):
+                    await self._stop_table(desk.table, e)
+                    return
             except WalvecError as e:
                 extra = {"action": "worker_failed", "table": desk.table.name, "kind": e.kind, "reason": str(e)}
                 logger.warning("worker failed, starts again", extra=extra)
@@ -121,6 +125,12 @@ class Service:
                 logger.exception("worker failed, starts again", extra={"action": "worker_failed"})
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _as_it_was(self, table: VectorTable) -> bool:
+        """Otherwise the trouble may have been that of a generation that is not fed any more."""
+        snapshot = await persistently(self._control.definitions.snapshot, table, "get_definitions")
+        now = snapshot.vector_tables.get(table.id)
+        return now is not None and _live(now) == _live(table)
 
     async def _attempt(self, desk: _Desk) -> None:
         """In a task of its own: a TaskGroup whose part fails cancels the task that it stands in, and hides whether
@@ -136,32 +146,41 @@ class Service:
     async def _work(self, desk: _Desk) -> None:
         table = desk.table
         store = self._stores
+        passed_over: set[int] = set()
         for generation in table.live_generations:
-            await persistently(lambda g=generation: self._ensure(table, g), table, "ensure")  # type: ignore[misc]
+            try:
+                await persistently(lambda g=generation: self._ensure(table, g), table, "ensure")  # type: ignore[misc]
+            except (StoreRejected, DefinitionError) as e:
+                if not await stalls(self._control, table, generation, e):
+                    raise
+                passed_over.add(generation.number)
+        await show_right(self._control, store, table)
         worker = Worker(table, self._settings, control=self._control, log=self._log, store=store)
+        worker.passed_over |= passed_over
         if desk.worker is not None:
             worker.counts = desk.worker.counts
         desk.worker = worker
+        generations = Generations(worker, control=self._control, log=self._log, store=store)
         upkeep = Upkeep(worker, self._settings, control=self._control, log=self._log, store=store)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(worker.run())
                 group.create_task(upkeep.run())
+                group.create_task(generations.run())
         except ExceptionGroup as e:
             raise e.exceptions[0] from e
 
     async def _ensure(self, table: VectorTable, generation: Generation) -> None:
-        """Storage and, of the active generation, the view. Raises NotFound when they were dropped for good: the feed,
-        which is behind then, ends this desk."""
+        """The generation's storage. Raises NotFound when it was dropped for good: the feed, which is behind then, ends
+        this desk, or takes the generation away from it."""
         store = await self._stores.of(table)  # one store for both: its connection may be deleted in between
 
         async def create() -> None:
             await store.ensure(table, generation)
-            if generation.state == "active":
-                await store.show(table, generation)
 
         async def take_back() -> None:
-            await store.drop(table, generation.number)
+            found = (await self._control.definitions.snapshot()).vector_tables.get(table.id)
+            await store.drop(table, generation.number if found is not None else None)
 
         await make(table, create, take_back, control=self._control, generation=generation.number)
 
@@ -195,10 +214,17 @@ class Service:
                     logger.debug("control database away", extra={"action": "report", "reason": str(e)})
 
 
-def _storage(table: VectorTable) -> tuple[object, ...]:
-    """What a desk is built on; a change of it makes a new desk."""
-    generations = tuple((g.number, g.state, g.columns, g.key, g.source) for g in table.live_generations)
-    return (table.name, table.store, table.mode, table.connection_id, generations)
+def _other(old: VectorTable, new: VectorTable) -> bool:
+    """What a desk was not built for; what has become of its generations it takes as it comes."""
+
+    def places(table: VectorTable) -> tuple[object, ...]:
+        return (table.name, table.store, table.mode, table.connection_id, table.view_schema)
+
+    return places(old) != places(new) or bool(_live(new) - _live(old))
+
+
+def _live(table: VectorTable) -> frozenset[object]:
+    return frozenset((g.number, g.columns, g.key, g.source) for g in table.live_generations)
 
 
 async def _cancelled(*tasks: asyncio.Task[object] | asyncio.Task[None]) -> None:

@@ -1,6 +1,6 @@
-"""What a table needs beside its batches: indexes after the first load, letters that are settled, tombstones purged.
+"""What a table needs beside its batches: letters that are settled, tombstones purged.
 
-Next: `service.py`.
+Next: `generations.py`, `service.py`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ import asyncio
 import logging
 import time
 
+from sink.stalling import stalls
 from sink.stores.port import Store
 from sink.worker import Worker, persistently
+from walvec.contracts.errors import StoreRejected
 from walvec.contracts.position import ZERO, Position
-from walvec.definitions.model import Generation, VectorTable
+from walvec.definitions.model import VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
@@ -36,25 +38,11 @@ class Upkeep:
         purge_at = time.monotonic() + self._settings.sink.purge_interval_seconds
         purged: tuple[int, Position] | None = None
         while True:
-            await self._index()
             await persistently(self._letters, self._worker.table, "settle_letters")
             if time.monotonic() >= purge_at:
                 purge_at = time.monotonic() + self._settings.sink.purge_interval_seconds
                 purged = await persistently(lambda: self.purge(purged), self._worker.table, "purge")  # noqa: B023
             await asyncio.sleep(_LETTERS_SECONDS)
-
-    async def _index(self) -> None:
-        """Search works before, by exact scan; a filled table is indexed 8 times faster than a growing one."""
-        table = self._worker.table
-        for generation in table.live_generations:
-            if not table.backfilled or generation.ready or generation.state != "active":
-                continue
-            await persistently(lambda g=generation: self._build(table, g), table, "build_indexes")  # type: ignore[misc]
-
-    async def _build(self, table: VectorTable, generation: Generation) -> None:
-        await self._store.build_indexes(table, generation)
-        await self._control.states.set_ready(table.id, generation.number)
-        logger.info("indexes built", extra={"action": "build_indexes", "table": table.name})
 
     async def _letters(self) -> None:
         """Letters may be written by others at any time: their number is looked at, and the store's versions of their
@@ -67,10 +55,15 @@ class Upkeep:
             if not page:
                 break
             after = page[-1].id
+            # of what is not fed any more nothing can be mended, nor need it be (rule never-back)
+            gone = [x.id for x in page if 0 < x.generation < table.next_generation and _is_gone(table, x.generation)]
+            count -= await letters.remove(table.id, gone) if gone else 0
             for generation in table.live_generations:
                 # of a record that could not be read the position is not known, so nothing here can be called newer
                 mine = [x for x in page if x.generation == generation.number and x.position > ZERO]
                 keys = [letter.key for letter in mine if letter.key]
+                if generation.number in self._worker.passed_over:
+                    continue
                 found = await self._store.versions(table, generation, keys)
                 if found:
                     settled = {k: v.position for k, v in found.items()}
@@ -84,8 +77,12 @@ class Upkeep:
         if table.source is not None:
             # its positions are on Debezium's scale, of which the progress of the connection's own slot says nothing
             return before
-        if not table.backfilled:
-            return before  # all keys are unknown to the store: a row's stamp may lie below the horizon
+        # of one that was not read to the end keys are unknown to the store: a row's stamp may lie below the horizon.
+        # While any of them is read none is purged. What is purged has no life before (rule never-back), so no record
+        # of one is older than the horizon and still to come
+        whole = [g for g in table.live_generations if (table.backfilled if g.state == "active" else g.filled)]
+        if not whole:
+            return before
         progress = await control.progress.get(table.connection_id)
         horizon = Position(progress.epoch, progress.lsn, 0)
         if await control.tasks.open_tasks([table.id]):
@@ -100,8 +97,14 @@ class Upkeep:
             return before
         if await control.tasks.open_tasks([table.id]):
             return before
-        keep = await control.letters.keys(table.id, table.active.number)
-        gone = await self._store.purge(table, table.active, horizon, keep)
+        gone = 0
+        for generation in whole:
+            keep = await control.letters.keys(table.id, generation.number)
+            try:
+                gone += await self._store.purge(table, generation, horizon, keep)
+            except StoreRejected as e:
+                if not await stalls(control, table, generation, e):
+                    raise
         if gone:
             extra = {"action": "purge", "table": table.name, "tombstones": gone}
             logger.info("tombstones purged", extra=extra)
@@ -111,3 +114,8 @@ class Upkeep:
         ends = await self._log.end_offsets(topic)
         committed = await self._log.committed(topic, group)
         return ends if all(committed.get(p, 0) >= end for p, end in ends.items()) else None
+
+
+def _is_gone(table: VectorTable, number: int) -> bool:
+    found = table.generation(number)
+    return found is None or found.state == "retired"

@@ -17,14 +17,17 @@ from dataclasses import dataclass, field
 from typing import TypeVar, get_args
 
 from sink.latency import Latencies
+from sink.stalling import stalls
 from sink.stores.port import Store
 from walvec.contracts.changes import ALL_GENERATIONS, Change
 from walvec.contracts.errors import (
     ControlUnavailable,
     DecodeError,
+    DefinitionError,
     LogUnavailable,
     PartitionLost,
     RecordsLost,
+    StoreRejected,
     StoreUnavailable,
 )
 from walvec.contracts.headers import check_schema, headers_of
@@ -157,6 +160,10 @@ class Worker:
         self._idle = asyncio.Event()
         self._idle.set()
         self._dead_in_row = table.dead_in_row > 0
+        self._rejected: Counter[int] = Counter()
+        """In a row, of generations that are being built."""
+        self.passed_over: set[int] = set()
+        """Generations that have stalled, or are gone: for ever (rule never-back)."""
 
     async def run(self) -> None:
         table = self.table
@@ -234,7 +241,13 @@ class Worker:
         await self._know(max(batch.records, default=0))
         for number, records in batch.records.items():
             for generation in self._generations(number):
-                await self._apply_generation(generation, records, producer)
+                try:
+                    await self._apply_generation(generation, records, producer)
+                except (StoreRejected, DefinitionError) as e:
+                    # durable before its records are passed over
+                    if not await stalls(self._control, self.table, generation, e):
+                        raise
+                    self.passed_over.add(generation.number)
 
     async def _know(self, number: int) -> None:
         """Rule known-generation: what is newer than our definitions is not gone, the feed has not brought it yet (it
@@ -253,7 +266,7 @@ class Worker:
 
     def _generations(self, number: int) -> Sequence[Generation]:
         """Records of a generation that is gone are passed over."""
-        live = self.table.live_generations
+        live = [g for g in self.table.live_generations if g.number not in self.passed_over]
         return live if number == ALL_GENERATIONS else [g for g in live if g.number == number]
 
     async def _apply_generation(
@@ -277,7 +290,11 @@ class Worker:
             counts.refused += len(answer.refused_claims)
         if answer.rejected:
             await self._reject(generation, answer.rejected, producer)
-        await self._in_a_row(len(answer.rejected) + too_large if answer.applied == 0 else 0)
+        rejected = len(answer.rejected) + too_large if answer.applied == 0 else 0
+        if generation.state == "building":
+            self._too_many(generation, rejected)
+        else:
+            await self._in_a_row(rejected)
         if await self._letters_open():
             await self._settle(generation, records, {r.key for r, _ in answer.rejected})
         self._count(records, answer.applied)
@@ -338,6 +355,15 @@ class Worker:
         for letter in letters[:1]:
             extra = {"action": "dead_letter", "table": table.name, "kind": letter.kind, "letters": len(letters)}
             logger.warning("records could not be stored", extra=extra)
+
+    def _too_many(self, generation: Generation, rejected: int) -> None:
+        """Of one that is being built: it stalls, the table goes on."""
+        number = self._rejected[generation.number] = self._rejected[generation.number] + rejected if rejected else 0
+        if number >= self._settings.embedder.dead_letter_limit:
+            raise StoreRejected(
+                f"{number} changes in a row could not be stored.",
+                "See `walvec dead list`; mend the cause, then run `walvec backfill` on the table.",
+            )
 
     async def _in_a_row(self, rejected: int) -> None:
         """Past the limit the table stops instead of draining itself into the dead letters."""
