@@ -163,7 +163,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         "Create a connection",
         definitions.Connection,
         201,
-        ("connection_conflict",),
+        ("connection_conflict", "not_supported"),
     ),
     ("GET", "/v1/connections"): Operation("list_connections", "List connections", Page[definitions.Connection]),
     ("GET", "/v1/connections/{connection_id}"): Operation(
@@ -202,10 +202,22 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         "Create an embedding provider",
         definitions.Provider,
         201,
-        ("embedding_provider_conflict",),
+        ("embedding_provider_conflict", "not_supported"),
     ),
     ("GET", "/v1/embedding-providers"): Operation(
         "list_embedding_providers", "List embedding providers", Page[definitions.Provider]
+    ),
+    ("GET", "/v1/embedding-providers/models"): Operation(
+        "list_models", "List kinds of provider with their models", definitions.Catalogue
+    ),
+    ("GET", "/v1/embedding-providers/catalogue"): Operation(
+        "list_catalogue", "The same as …/models", definitions.Catalogue
+    ),
+    ("PUT", "/v1/embedding-providers/{provider_id}"): Operation(
+        "change_embedding_provider",
+        "Change an embedding provider",
+        definitions.Provider,
+        codes=("embedding_provider_not_found", "embedding_provider_conflict", "not_supported"),
     ),
     ("GET", "/v1/embedding-providers/{provider_id}"): Operation(
         "get_embedding_provider",

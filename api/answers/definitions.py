@@ -160,9 +160,18 @@ class Provider(Answer):
     """Models of this kind that walvec knows; others can be used by name."""
 
 
-class CatalogueEntry(Answer):
+class Kind(Answer):
     provider: str
+    """A kind of provider."""
+    available: bool
+    """Whether this walvec can run it."""
     models: list[Model]
+    """That are known; a kind without any takes every model by name."""
+
+
+class Catalogue(Answer):
+    data: list[Kind]
+    """Those that are available first."""
 
 
 class Column(Answer):
