@@ -62,9 +62,9 @@ class Bodies:
             if not _JSON.fullmatch(request.headers.get("content-type", "").strip()):
                 await problems.known(request, "unsupported_media_type")(scope, receive, send)
                 return
-            why = faults(body)
-            if why is not None:
-                await problems.answer(request, 422, "validation_error", f"the body {why}.")(scope, receive, send)
+            fault = faults(body)
+            if fault is not None:
+                await problems.answer(request, 422, "validation_error", f"the body {fault}.")(scope, receive, send)
                 return
         scope["state"]["body"] = body
         await self._app(scope, _again(body, receive), send)
