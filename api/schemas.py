@@ -273,6 +273,8 @@ class NewVectorTable(VectorTableSpec):
     """Stands between the embedding columns in the text."""
     index: NewIndex = Field(default_factory=lambda: NewIndex.model_validate({}))
     """Of the vectors."""
+    keep_previous: Kept = 3600
+    """Seconds that a generation is kept after a swap, for a rollback."""
     source: NewSource | None = None
     """A topic of an existing Debezium, instead of the connection's own slot."""
 
@@ -301,16 +303,23 @@ class ChangedVectorTable(Body):
     separator: Annotated[Text, Field(max_length=100)] | None = None
     """Builds a new generation."""
     index: NewIndex | None = None
+    """Built anew in place."""
     keep_previous: Kept | None = None
     """Seconds that a generation is kept after a swap, for a rollback."""
     sync_mode: Literal["batch", "cdc"] | None = None
+    """Accepted as documented; both follow the write-ahead log."""
     backfill: Literal["auto", "manual"] | None = None
+    """Whether a first backfill begins by itself."""
     connection_id: Word | None = None
     """Only as it is: it cannot be changed, and neither can the next ones."""
     source_table: Annotated[Text, Field(min_length=1, max_length=200)] | None = None
+    """Only as it is."""
     primary_key_column: KeyColumns | None = None
+    """Only as it is."""
     mode: Literal["managed", "platform"] | None = None
+    """Only as it is."""
     store: Literal["pgvector", "qdrant"] | None = None
+    """Only as it is."""
 
 
 class Backfill(Body):

@@ -200,6 +200,7 @@ class Statuses(Answer):
 class TableDrained(Answer):
     vector_table_id: TableId
     drained: Literal[True]
+    """What was not drained in time is an error."""
     lsn: str | None
     """As it was asked for."""
     as_of_lsn: str | None
