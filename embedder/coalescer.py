@@ -16,8 +16,8 @@ from walvec.contracts.changes import ALL_GENERATIONS, Change
 def coalesce(changes: Sequence[Change], generation: int, fillable: frozenset[str] = frozenset()) -> list[Change]:
     """Changes of one generation: `t` records as they came, then one per key in the order of first appearance.
 
-    Generation 0 on a record means all that were routed then (rule since-routed); records of others are left out. `fillable`: columns whose
-    value in an old image can stand for the same value in `after` (see `Planner.fillable`).
+    Generation 0 on a record means all that were routed then (rule since-routed); records of others are left out.
+    `fillable`: columns whose value in an old image can stand for the same value in `after` (see `Planner.fillable`).
     """
     out: list[Change] = []
     single: dict[bytes, Change] = {}

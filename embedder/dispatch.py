@@ -2,7 +2,8 @@
 
 One text is sent once, even when several batches in flight hold it (single flight), and what was sent is remembered
 until the store has it. No row loses an attempt to *wait* or *stop*; *this input* halves the request down to the
-culprit. Answers go to the batches' inboxes, one call per request. What may be sent when: `pace`; what fits: `packing`.
+culprit. Texts that serve nobody yet (`later`) fill what the others leave of a request. Answers go to the batches'
+inboxes, one call per request. What may be sent when: `pace`; what fits: `packing`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -121,7 +122,8 @@ class Dispatcher:
         self._pace = Pace(backoff or Backoff(), self._limits.max_in_flight)
         self.memory = Memory() if memory is None else memory
         self._jitter = jitter
-        self._queue: deque[_Want] = deque()
+        self._queue: OrderedDict[str, _Want] = OrderedDict()
+        self._later: OrderedDict[str, _Want] = OrderedDict()
         self._again: deque[_Pack] = deque()
         self._wanted: dict[str, _Want] = {}
         self._leaving: list[_Pack] = []
@@ -129,6 +131,8 @@ class Dispatcher:
         self._in_flight = 0
         self._successes = 0
         self._served = False
+        self._owes_since: float | None = None
+        self._last_failure = ""
         self._wake = asyncio.Event()
         self._listeners: set[Callable[[], None]] = set()
         self.requests: dict[Outcome, Histogram] = {}
@@ -166,6 +170,12 @@ class Dispatcher:
         """Texts that are wanted and not answered yet."""
         return len(self._wanted)
 
+    def owes(self, now: float) -> tuple[float, str]:
+        """Seconds without any answer while texts were wanted, and the last reason it gave; `now`: the loop's time."""
+        if not self._wanted or self._owes_since is None:
+            return 0.0, ""
+        return now - self._owes_since, self._last_failure
+
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Calls it when `stopped` changes or the first answer came; returns how to end that."""
         self._listeners.add(listener)
@@ -176,10 +186,13 @@ class Dispatcher:
         limit = self._limits.max_text_tokens
         return packing.cut(text, limit) if limit else text
 
-    def want(self, texts: Iterable[tuple[str, str]], inbox: Inbox) -> None:
-        """(hash, text) pairs, each hash once; every one of them is answered to `inbox`, some at once."""
+    def want(self, texts: Iterable[tuple[str, str]], inbox: Inbox, *, later: bool = False) -> None:
+        """(hash, text) pairs, each hash once; every one of them is answered to `inbox`, some at once. `later`: after
+        all that is wanted without it."""
         known: list[Answer] = []
         usage = inbox.usage
+        if not self._wanted:
+            self._owes_since = asyncio.get_running_loop().time()
         for content_hash, text in texts:
             vector = self.memory.get(content_hash)
             if vector is not None:
@@ -189,6 +202,8 @@ class Dispatcher:
             wanted = self._wanted.get(content_hash)
             if wanted is not None:
                 wanted.inboxes.append(inbox)
+                if not later and self._later.pop(content_hash, None) is not None:
+                    self._queue[content_hash] = wanted
                 usage.save("same_batch")
                 continue
             sent = self.sent_text(text)
@@ -196,10 +211,10 @@ class Dispatcher:
                 usage.texts_cut += 1
             size = len(sent) if sent.isascii() else len(sent.encode("utf-8", "surrogatepass"))
             want = self._wanted[content_hash] = _Want(content_hash, sent, size, [inbox])
-            self._queue.append(want)
+            (self._later if later else self._queue)[content_hash] = want
         if known:
             inbox.put(known)
-        if self._queue:
+        if self._queue or self._later:
             self._wake.set()
 
     def withdraw(self, inbox: Inbox) -> None:
@@ -234,7 +249,7 @@ class Dispatcher:
                         self._in_flight += 1
                         self._leaving.append(pack)
                         tasks.create_task(self._send(pack, self._provider))
-                    waiting = bool(self._again or self._queue)
+                    waiting = bool(self._again or self._queue or self._later)
                     opens_in = self._pace.opens_in(loop.time()) if waiting else None
                     try:
                         async with asyncio.timeout(opens_in):
@@ -256,10 +271,15 @@ class Dispatcher:
             pack.wants = self._alive(pack.wants)
             if pack.wants:
                 return pack
-        while self._queue:
+        while self._queue or self._later:
             # a cheap cut of what is given up; `head` looks no further than one request
-            count = packing.head(list(islice(self._queue, self._limits.max_items)), self._limits)
-            wants = self._alive([self._queue.popleft() for _ in range(count)])
+            waiting = chain(self._queue.values(), self._later.values())
+            first = list(islice(waiting, self._limits.max_items))
+            first = first[: packing.head(first, self._limits)]
+            for want in first:
+                if self._queue.pop(want.hash, None) is None:
+                    del self._later[want.hash]
+            wants = self._alive(first)
             if wants:
                 return _Pack(wants)
         return None
@@ -379,6 +399,7 @@ class Dispatcher:
             inbox.put(mine)
 
     def _answered(self) -> None:
+        self._owes_since = asyncio.get_running_loop().time()
         healed = self._pace.answered()
         if healed or not self._served:
             self._served = True
@@ -387,11 +408,13 @@ class Dispatcher:
             self._notify()
 
     def _stop(self, error: ProviderStop) -> None:
+        self._last_failure = str(error)
         if self._pace.stop(error, now=asyncio.get_running_loop().time()):
             _log.error("provider says stop", extra={"action": "provider_stopped", "reason": str(error)})
             self._notify()
 
     def _wait(self, error: ProviderWait, sent: float) -> None:
+        self._last_failure = str(error)
         self._pace.wait(error, sent=sent, now=asyncio.get_running_loop().time(), jitter=self._jitter())
         _log.warning("provider asks to wait", extra={"action": "provider_wait", "reason": str(error)})
 
@@ -405,7 +428,9 @@ class Dispatcher:
         self._retried(pack, "input")
         if len(wants) > 1 and error.limit is not None:
             self._limits = packing.learn(self._limits, error.limit, wants)
-            self._queue.extendleft(reversed(wants))
+            for want in reversed(wants):
+                self._queue[want.hash] = want
+                self._queue.move_to_end(want.hash, last=False)
             _log.info("provider limit learned", extra={"action": "limit_learned", "limit": error.limit})
             return
         if len(wants) > 1:

@@ -13,6 +13,11 @@ class Memory:
         self._size = 0
         self._vectors: OrderedDict[str, bytes] = OrderedDict()
 
+    def bound(self, max_bytes: int) -> None:
+        """At most so much from now on."""
+        self._max = min(self._max, max_bytes)
+        self._drop()
+
     def get(self, content_hash: str) -> bytes | None:
         """Little-endian float32."""
         return self._vectors.get(content_hash)
@@ -23,6 +28,9 @@ class Memory:
             self._size -= len(old) + _OVERHEAD
         self._vectors[content_hash] = vector
         self._size += len(vector) + _OVERHEAD
+        self._drop()
+
+    def _drop(self) -> None:
         while self._size > self._max and len(self._vectors) > 1:
             _, dropped = self._vectors.popitem(last=False)
             self._size -= len(dropped) + _OVERHEAD

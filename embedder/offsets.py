@@ -1,7 +1,7 @@
 """Which offsets may be committed: the highest without a gap below, per partition. Pure.
 
-Batches of a partition finish in any order; a commit must never pass one that is still in work (rule
-commit-after-output). Next: `worker` commits what `done` returns.
+Batches of a partition finish in any order, each once for every generation; a commit must never pass one that is still
+in work (rule commit-after-output). Next: `worker` commits what `done` returns.
 """
 
 from __future__ import annotations
@@ -14,14 +14,23 @@ from dataclasses import dataclass, field
 @dataclass(slots=True)
 class _Span:
     next_offset: int
-    finished: bool = False
+    holders: int = 1
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A batch in work: the span it covers in each partition."""
+    """A batch in work: the span it covers in each partition, held by each generation that is not done with it."""
 
     spans: dict[int, _Span] = field(default_factory=dict)
+
+    def share(self, holders: int) -> None:
+        """So many more must be done with it."""
+        for span in self.spans.values():
+            span.holders += holders
+
+    def of(self, partition: int) -> Ticket:
+        """One partition's part of it."""
+        return Ticket({partition: self.spans[partition]})
 
 
 class Offsets:
@@ -40,14 +49,14 @@ class Offsets:
         return ticket
 
     def done(self, ticket: Ticket) -> dict[int, int]:
-        """All outputs of the batch are durable; the offsets that may be committed because of it."""
+        """All outputs of the batch are durable for one holder; the offsets that may be committed because of it."""
         out: dict[int, int] = {}
         for partition, span in ticket.spans.items():
-            span.finished = True
+            span.holders -= 1
             line = self._open.get(partition)
             if line is None:
                 continue
-            while line and line[0].finished:
+            while line and line[0].holders <= 0:
                 out[partition] = line.popleft().next_offset
         return out
 

@@ -1,4 +1,4 @@
-"""The embedder role: one worker per vector table, one dispatcher per provider and model, built from the live feed.
+"""The embedder role: one worker per vector table, built from the live feed; `channels` to the providers are shared.
 
 A table that fails is tried again with back-off and stops nobody else. Next: `worker`.
 """
@@ -12,15 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import get_args
 
-from embedder.batch import Context
+from embedder.batch import first_of
+from embedder.channels import Channels
+from embedder.context import Context
 from embedder.dispatch import Dispatcher, Usage
-from embedder.memory import Memory
 from embedder.ports import RowReader, StoreLookup
-from embedder.providers import registry
-from embedder.worker import DeadCount, Worker
+from embedder.worker import Worker
 from walvec.contracts.errors import ControlUnavailable, DefinitionError, NotFound, WalvecError
 from walvec.contracts.letters import LetterKind
-from walvec.definitions.model import EmbeddingProvider, Generation, Snapshot, VectorTable
+from walvec.definitions.model import Snapshot, VectorTable
 from walvec.definitions.ports import Control
 from walvec.definitions.reports import Told
 from walvec.runtime import measures
@@ -32,18 +32,6 @@ from walvec.transport.ports import Log, Producer
 _log = logging.getLogger(__name__)
 _REPORT_SECONDS = 0.5
 _LONGEST_RESTART = 10.0
-_LOCAL_MEMORY = 16 * 1024**2  # nothing is paid for: only what repeats soon is worth keeping
-
-_ModelKey = tuple[str, str, int]
-
-
-@dataclass(slots=True, eq=False)
-class _Channel:
-    """A dispatcher with the definition it was made of and the task that runs it."""
-
-    provider: EmbeddingProvider
-    dispatcher: Dispatcher
-    task: asyncio.Task[None]
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +69,7 @@ class Service:
         self._lookup = lookup
         self._rows = rows
         self._snapshot = Snapshot(0, {}, {}, {})
-        self._channels: dict[_ModelKey, _Channel] = {}
+        self._channels = Channels(settings)
         self._desks: dict[str, _Desk] = {}
         self._producer: Producer | None = None
         self._usage: dict[str, Usage] = {}
@@ -99,8 +87,7 @@ class Service:
                 task.cancel()
             done = await asyncio.gather(follow, report, stopped, return_exceptions=True)
             await self._wind_down(list(self._desks.values()))
-            for channel in self._channels.values():
-                await _cancelled(channel.task)
+            await self._channels.close()
             with suppress(ControlUnavailable):
                 await self._report_once()
             await self._producer.close()
@@ -120,10 +107,7 @@ class Service:
 
     async def _apply(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        for key, channel in list(self._channels.items()):
-            provider = snapshot.providers.get(key[0])
-            if provider is not None and provider != channel.provider:
-                await self._replace(key, channel, provider)
+        await self._channels.define(snapshot)
         gone = [d for t, d in self._desks.items() if self._other(d.table, snapshot.vector_tables.get(t))]
         await self._end(gone)
         for table in snapshot.vector_tables.values():
@@ -139,22 +123,17 @@ class Service:
                 desk.worker.context.connection = snapshot.connections[table.connection_id]
         for table_id in self._usage.keys() - snapshot.vector_tables.keys():
             del self._usage[table_id]
-        wanted = {
-            (t.embedding_provider_id, g.embedding_model, g.embedding_dimensions)
-            for t in snapshot.vector_tables.values()
-            for g in t.live_generations
-        }
-        for key in [k for k in self._channels if k not in wanted]:
-            await _cancelled(self._channels.pop(key).task)
+        await self._channels.close_unused()
 
     @staticmethod
     def _other(old: VectorTable, new: VectorTable | None) -> bool:
-        """The worker cannot go on with the new definition: it ends, and starts anew if there is still a table."""
-        return (
-            new is None
-            or new.error is not None
-            or (new.embedding_provider_id, new.storage_name, new.connection_id)
-            != (old.embedding_provider_id, old.storage_name, old.connection_id)
+        """The worker cannot go on with the new definition: it ends, and starts anew if there is still a table. With a
+        swap it can: the generations keep their providers."""
+        if new is None or new.error is not None:
+            return True
+        asked = {g.number: old.provider_of(g) for g in old.live_generations}
+        return (new.storage_name, new.connection_id) != (old.storage_name, old.connection_id) or any(
+            asked.get(g.number, new.provider_of(g)) != new.provider_of(g) for g in new.live_generations
         )
 
     def _open(self, table: VectorTable) -> None:
@@ -186,7 +165,7 @@ class Service:
                 worker = desk.worker = self._worker(desk.table)
                 await worker.run(desk.stop)
             except Exception as e:  # noqa: BLE001  one table's failure, whatever it is, stops no other
-                error = _first(e)
+                error = first_of(e)
                 expected = isinstance(error, WalvecError)
                 _log.error(
                     "worker failed",
@@ -215,7 +194,7 @@ class Service:
     def _worker(self, table: VectorTable) -> Worker:
         assert self._producer is not None
         current = self._snapshot.vector_tables.get(table.id, table)
-        provider_id = current.embedding_provider_id
+        channels = self._channels
         context = Context(
             table=current,
             connection=self._snapshot.connections[current.connection_id],
@@ -223,55 +202,12 @@ class Service:
             control=self._control,
             lookup=self._lookup,
             rows=self._rows,
-            dispatcher_of=lambda g: self._dispatcher(provider_id, g),
+            dispatcher_of=lambda g: channels.dispatcher(context.table, g),
+            memory_of=lambda g: channels.memory(context.table, g),
+            dead_letter_limit=self._settings.embedder.dead_letter_limit,
             usage=self._usage.setdefault(current.id, Usage()),
-            deaths=DeadCount(self._control, current, self._settings.embedder.dead_letter_limit),
         )
-        return Worker(
-            context,
-            log=self._log,
-            settings=self._settings.embedder,
-            dispatchers=lambda: self._used(context.table),
-        )
-
-    def _used(self, table: VectorTable) -> list[Dispatcher]:
-        found = []
-        for g in table.live_generations:
-            channel = self._channels.get((table.embedding_provider_id, g.embedding_model, g.embedding_dimensions))
-            if channel is not None:
-                found.append(channel.dispatcher)
-        return found
-
-    def _dispatcher(self, provider_id: str, generation: Generation) -> Dispatcher:
-        key = (provider_id, generation.embedding_model, generation.embedding_dimensions)
-        channel = self._channels.get(key)
-        if channel is None:
-            provider = self._snapshot.providers.get(provider_id)
-            if provider is None:
-                raise NotFound(f"there is no embedding provider {provider_id}.", "Apply the definitions again.")
-            made = registry.make(provider, key[1], key[2], self._settings)
-            dispatcher = Dispatcher(made, memory=Memory(_LOCAL_MEMORY) if made.limits.local else None)
-            task = asyncio.create_task(self._keep_sending(dispatcher))
-            channel = self._channels[key] = _Channel(provider, dispatcher, task)
-        return channel.dispatcher
-
-    async def _replace(self, key: _ModelKey, channel: _Channel, provider: EmbeddingProvider) -> None:
-        try:
-            made = registry.make(provider, key[1], key[2], self._settings)
-        except DefinitionError as e:
-            _log.error("provider cannot be used", extra={"action": "provider_edited", "reason": str(e)})
-            return
-        channel.provider = provider
-        await channel.dispatcher.replace(made)
-
-    @staticmethod
-    async def _keep_sending(dispatcher: Dispatcher) -> None:
-        while True:
-            try:
-                await dispatcher.run()
-            except Exception as e:  # noqa: BLE001  what waits is kept, and sent again
-                _log.error("dispatcher failed", exc_info=e, extra={"action": "dispatcher_failed"})
-                await asyncio.sleep(1)
+        return Worker(context, log=self._log, settings=self._settings.embedder, channels=channels)
 
     def samples(self) -> Iterator[Sample]:
         """What this process has counted of each vector table, and of each provider and model."""
@@ -279,7 +215,7 @@ class Service:
             table = self._snapshot.vector_tables.get(table_id)
             if table is not None:
                 yield from _of_table(usage, table.name)
-        for (_, model, dimensions), channel in list(self._channels.items()):
+        for (_, model, dimensions), channel in self._channels:
             yield from _of_provider(channel.dispatcher, channel.provider.name, model, str(dimensions))
 
     async def _report(self) -> None:
@@ -296,6 +232,7 @@ class Service:
             if worker is None:
                 continue
             usage = worker.context.usage
+            serving = self._channels.find(desk.table, desk.table.active)
             report: dict[str, object] = {
                 "texts_sent": usage.texts_sent,
                 "texts_saved": usage.texts_saved,
@@ -304,7 +241,7 @@ class Service:
                 "tokens": usage.tokens,
                 "retries": dict(usage.retries),
                 "commit_ms": worker.commit_ms,
-                "blocked": next((d.stopped for d in self._used(desk.table) if d.stopped), None),
+                "blocked": serving.stopped if serving is not None else None,
             }
             if desk.told.news(report):
                 await self._control.reports.put("embedder", table_id, report)
@@ -345,14 +282,3 @@ def _unexpected(error: Exception) -> Exception | None:
     if isinstance(error, ExceptionGroup):
         return error.split(WalvecError)[1]
     return None if isinstance(error, WalvecError) else error
-
-
-def _first(error: Exception) -> Exception:
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -1,8 +1,6 @@
-"""One vector table: poll, work on several batches at once, commit what has no gap below it.
+"""One vector table: poll, hand it to each generation's lane, commit what has no gap below it.
 
-Deletes and claims never wait for a provider: when all batches in work wait for one, the worker reads on, sends what can
-go at once and *parks* the rest as offsets alone, to be read again when there is room. Memory stays bounded by
-`max_batches` polled batches. Next: `batch` does the work; `service` starts one worker per table.
+Next: `lanes` works on several batches of a generation at once; `service` starts one worker per table.
 """
 
 from __future__ import annotations
@@ -10,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
 
-from embedder.batch import Batch, Context, spans
-from embedder.dispatch import Dispatcher
+from embedder.channels import Channels
+from embedder.context import Context
+from embedder.intake import Polled, spans, take_in
+from embedder.known import same_vectors
+from embedder.lanes import Lane, within
 from embedder.offsets import Offsets, Ticket
+from embedder.watch import watch_providers
 from walvec.contracts import wire
 from walvec.contracts.errors import (
     ControlUnavailable,
@@ -25,18 +25,15 @@ from walvec.contracts.errors import (
     NotFound,
     PartitionLost,
     RecordsLost,
-    TableChanged,
 )
 from walvec.definitions.making import ensure_topics
 from walvec.definitions.model import Generation, VectorTable
-from walvec.definitions.ports import Control
-from walvec.definitions.rebackfill import go_on_after, lost_records
+from walvec.definitions.rebackfill import go_on_after
 from walvec.runtime.retry import persistently
 from walvec.runtime.settings import EmbedderSettings
 from walvec.transport.ports import Consumer, Log
 from walvec.transport.records import (
     Fetch,
-    StoredRecord,
     changes_topic,
     dead_topic,
     embedder_group,
@@ -49,83 +46,27 @@ _POLL_SECONDS = 0.5
 _PATIENCE_SECONDS = 0.25
 _LOCAL_PATIENCE_SECONDS = 2.0
 _GATE_SECONDS = 0.25
-_TOO_SHORT_SECONDS = 3.0
 _DRAIN_SECONDS = 3.0
 _WARM_RECORDS = 50_000
 
 
-class DeadCount:
-    """Dead letters in a row, kept in the control database so that a restart counts on."""
-
-    def __init__(self, control: Control, table: VectorTable, limit: int) -> None:
-        self._control = control
-        self._table_id = table.id
-        self._limit = limit
-        self._number = table.dead_in_row
-
-    async def count(self, letters: int) -> None:
-        states = self._control.states
-        self._number = await persistently(
-            lambda: states.count_dead(self._table_id, letters), ControlUnavailable, action="count_dead"
-        )
-        if self._number < self._limit:
-            return
-        _log.error(
-            "dead letter limit reached",
-            extra={"action": "table_error", "vector_table": self._table_id, "count": self._number},
-        )
-        await persistently(
-            lambda: states.set_error(
-                self._table_id,
-                "dead_letters",
-                f"{self._number} changes in a row could not be embedded.",
-                'See "walvec dead list", mend the cause, then resume the table.',
-            ),
-            ControlUnavailable,
-            action="set_error",
-        )
-
-    async def reset(self) -> None:
-        if not self._number:
-            return
-        self._number = 0
-        await persistently(
-            lambda: self._control.states.count_dead(self._table_id, 0), ControlUnavailable, action="count_dead"
-        )
-
-
-@dataclass(slots=True, eq=False)
-class _Parked:
-    partition: int
-    start: int
-    end: int
-    records: int
-    ticket: Ticket
-
-
 class Worker:
-    def __init__(
-        self,
-        context: Context,
-        *,
-        log: Log,
-        settings: EmbedderSettings,
-        dispatchers: Callable[[], Sequence[Dispatcher]],
-    ) -> None:
+    def __init__(self, context: Context, *, log: Log, settings: EmbedderSettings, channels: Channels) -> None:
         self.context = context
         self._log = log
         self._settings = settings
-        self._dispatchers = dispatchers
+        self._channels = channels
         self._offsets = Offsets()
-        self._parked: deque[_Parked] = deque()
-        self._active = 0
-        self._room = asyncio.Event()
+        self._due: dict[int, int] = {}
+        self._lanes: dict[int, Lane] = {}
         self._commit = asyncio.Lock()
         self._warmed: dict[int, int] = {}
         self._owned: frozenset[int] = frozenset()
         self._collecting: bool | None = None
-        self._blocked = context.table.blocked
         self._consumer: Consumer | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._gated = False
+        self._ending = False
         self.commit_ms = 0
 
     @property
@@ -134,7 +75,7 @@ class Worker:
 
     def update(self, table: VectorTable) -> None:
         """The definition as it is now."""
-        self.context.table = table
+        self.context.define(table)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`, then finishes what is in hand within a few seconds. Raises what a restart may mend."""
@@ -145,42 +86,56 @@ class Worker:
         self._consumer = consumer
         try:
             async with asyncio.TaskGroup() as tasks:
-                watch = tasks.create_task(self._watch_providers())
+                self._tasks = tasks
+                beside = [
+                    self.start(self._close_lanes()),
+                    self.start(watch_providers(self.context, self._channels, self._settings, self._serving_idle)),
+                ]
                 try:
-                    await self._loop(consumer, stop, tasks)
+                    await self._loop(consumer, stop)
+                    self._ending = True
                     await self._drain()
                 finally:
-                    watch.cancel()
+                    for task in beside:
+                        task.cancel()
                 # what still waits for a provider is given up: its offsets are not committed
-                if self._active:
+                if any(lane.active for lane in self._lanes.values()):
                     raise _GivenUp
         except* _GivenUp:
             _log.info("gave up what waits for a provider", extra={"action": "drain", "vector_table": self.table.id})
         finally:
             await consumer.close()
 
-    async def _loop(self, consumer: Consumer, stop: asyncio.Event, tasks: asyncio.TaskGroup) -> None:
+    # ---------------------------------------------------------------- polling
+
+    async def _loop(self, consumer: Consumer, stop: asyncio.Event) -> None:
         settings = self._settings
         while not stop.is_set():
             if await self._closed(consumer, stop):
                 continue
-            full = self._active >= settings.max_batches and not await self._room_within(self._patience())
-            if not full and self._parked:
-                self._active += 1
-                tasks.create_task(self._work_parked(self._parked.popleft()))
-                continue
-            timeout = _PATIENCE_SECONDS if self._parked or full else _POLL_SECONDS
+            lanes = self._lanes_now()
+            for lane in lanes:
+                await lane.room_within(self._patience(lane.generation))
+            busy = any(lane.waiting or lane.full for lane in lanes)
+            timeout = _PATIENCE_SECONDS if busy else _POLL_SECONDS
             fetches = await self._poll(consumer, settings.batch_records, settings.batch_bytes, timeout)
             await self._warm(consumer)
-            if not fetches:
-                continue
-            self._polled(fetches)
-            ticket = self._offsets.begin(spans(fetches))
-            if full:
-                await self._ahead(fetches, ticket)
-            else:
-                self._active += 1
-                tasks.create_task(self._work(fetches, ticket))
+            if fetches:
+                await _unless(stop, self._take(fetches))
+
+    async def _take(self, fetches: Sequence[Fetch]) -> None:
+        """Once for all generations, then to each lane; lanes come and go with the definitions."""
+        usage = self.context.usage
+        count = sum(len(f.records) for f in fetches)
+        usage.read += count
+        usage.batches.add(count)
+        ticket = self._offsets.begin(spans(fetches))
+        polled = await take_in(self.context, fetches, skip_reads=all(lane.full for lane in self._lanes_now()))
+        lanes = self._lanes_now()
+        ticket.share(len(lanes))
+        for lane in lanes:
+            await lane.take(polled, ticket)
+        await self.finish(ticket)
 
     async def _poll(self, consumer: Consumer, max_records: int, max_bytes: int, timeout: float) -> list[Fetch]:
         try:
@@ -203,12 +158,13 @@ class Worker:
 
     async def _closed(self, consumer: Consumer, stop: asyncio.Event) -> bool:
         """Paused, in error, or collecting before the first backfill: nothing is consumed, membership goes on."""
-        if not (self.table.paused or self.table.error or await self._collects()):
+        self._gated = bool(self.table.paused or self.table.error or await self._collects())
+        if not self._gated:
             consumer.resume()
             return False
         consumer.pause()
         await self._poll(consumer, 1, 1, 0)
-        await _within(stop.wait(), _GATE_SECONDS)
+        await within(stop.wait(), _GATE_SECONDS)
         return True
 
     async def _collects(self) -> bool:
@@ -225,126 +181,83 @@ class Worker:
             self._collecting = False
         return self._collecting
 
-    def _patience(self) -> float:
+    def _patience(self, generation: Generation) -> float:
         """How long a poll waits for room. A provider in this process is at work, not away: reading ahead of it would
-        only do everything twice."""
-        local = all(d.limits.local for d in self._dispatchers())
-        return _LOCAL_PATIENCE_SECONDS if local else _PATIENCE_SECONDS
+        only do everything twice. What is only being built keeps nobody waiting for a provider that may be away."""
+        dispatcher = self._channels.find(self.table, generation)
+        if dispatcher is not None and dispatcher.limits.local:
+            return _LOCAL_PATIENCE_SECONDS
+        return _PATIENCE_SECONDS if self.context.serves(generation.number) else 0.0
 
-    async def _room_within(self, seconds: float) -> bool:
-        self._room.clear()
-        if self._active >= self._settings.max_batches:
-            await _within(self._room.wait(), seconds)
-        return self._active < self._settings.max_batches
+    # ---------------------------------------------------------------- lanes
 
-    async def _work(self, fetches: Sequence[Fetch], ticket: Ticket) -> None:
-        batch = Batch(self.context)
-        try:
-            await self._settle(batch, fetches, ticket)
-        finally:
-            self._active -= 1
-            self._room.set()
+    def _lanes_now(self) -> list[Lane]:
+        """One for each generation that is fed, the active one's first."""
+        return [self._lanes.get(g.number) or self._open_lane(g) for g in self.context.live]
 
-    async def _ahead(self, fetches: Sequence[Fetch], ticket: Ticket) -> None:
-        """All batches in work wait: what can go at once goes, the rest stays in the log until there is room."""
-        batch = Batch(self.context, only_at_once=True)
-        await self._run(batch, fetches)
-        if not batch.rest:
-            self._embedded(fetches)
-            await self._finish(batch, ticket)
-            return
-        for fetch in fetches:
-            part = Ticket({fetch.partition: ticket.spans[fetch.partition]})
-            start, end = fetch.records[0].offset, fetch.next_offset
-            self._parked.append(_Parked(fetch.partition, start, end, len(fetch.records), part))
+    def _open_lane(self, generation: Generation) -> Lane:
+        lane = self._lanes[generation.number] = Lane(
+            self.context, generation, self._log, self, max_batches=self._settings.max_batches
+        )
+        return lane
 
-    async def _work_parked(self, parked: _Parked) -> None:
-        try:
-            records = await self._read_again(parked)
-            fetches = [Fetch(parked.partition, records)] if records else []
-            if len(records) < parked.records:
-                await self._expired(parked)
-            await self._settle(Batch(self.context), fetches, parked.ticket)
-        finally:
-            self._active -= 1
-            self._room.set()
-
-    async def _read_again(self, parked: _Parked) -> list[StoredRecord]:
-        """Fewer than were parked only when the log has let them go: a partition whose leader has just moved may end too
-        early for a moment."""
-        topic = changes_topic(self.table.storage_name)
-        until = time.monotonic() + _TOO_SHORT_SECONDS
+    async def _close_lanes(self) -> None:
+        """Those of generations that are not fed any more."""
+        redefined = self.context.redefined
         while True:
-            records = [r async for r in self._log.read(topic, parked.partition, parked.start, parked.end)]
-            if len(records) >= parked.records or time.monotonic() > until:
-                return records
-            kept = next((t.start_offsets for t in await self._log.topics() if t.topic == topic), {})
-            if kept.get(parked.partition, 0) > parked.start:
-                return records
-            await self._log.wait_for_append(_PATIENCE_SECONDS)
+            redefined.clear()
+            live = {g.number for g in self.context.live}
+            for number in [n for n in self._lanes if n not in live]:
+                await self._lanes.pop(number).close()
+            await redefined.wait()
 
-    async def _expired(self, parked: _Parked) -> None:
-        """The log did not keep what was parked: a provider was away for longer than its records are kept."""
-        topic = changes_topic(self.table.storage_name)
-        lost = RecordsLost(
-            f"offsets {parked.start} to {parked.end} waited for the embedding provider and were not kept.",
-            topic=topic,
-            partition=parked.partition,
-            resume_at=parked.end,
-        )
-        await persistently(
-            lambda: lost_records(lost, self.table, control=self.context.control),
-            ControlUnavailable,
-            action="records_lost",
-        )
+    @property
+    def open(self) -> bool:
+        return not (self._gated or self._ending)
 
-    async def _settle(self, batch: Batch, fetches: Sequence[Fetch], ticket: Ticket) -> None:
-        await self._run(batch, fetches)
-        self._embedded(fetches)
-        await self._finish(batch, ticket)
+    def start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        assert self._tasks is not None
+        task = self._tasks.create_task(work)
+        task.add_done_callback(self._ended)
+        return task
 
-    def _polled(self, fetches: Sequence[Fetch]) -> None:
-        usage = self.context.usage
-        count = sum(len(f.records) for f in fetches)
-        usage.read += count
-        usage.batches.add(count)
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """One that failed ends the worker: nothing else begins."""
+        if not task.cancelled() and task.exception() is not None:
+            self._ending = True
 
-    def _embedded(self, fetches: Sequence[Fetch]) -> None:
-        if fetches:
-            oldest = min(f.records[0].timestamp_ms for f in fetches)
-            self.context.usage.log_to_embedded.add(max(0.0, time.time() - oldest / 1000))
-
-    async def _run(self, batch: Batch, fetches: Sequence[Fetch]) -> None:
-        try:
-            await batch.run(fetches)
-        except TableChanged as e:
-            table_id, message, cure = self.table.id, e.message, e.cure
-            await persistently(
-                lambda: self.context.control.states.set_error(table_id, "table_changed", message, cure),
-                ControlUnavailable,
-                action="set_error",
-            )
-            raise
-
-    async def _finish(self, batch: Batch, ticket: Ticket) -> None:
-        """Rule commit-after-output."""
-        offsets = self._offsets.done(ticket)
-        self.commit_ms = max(self.commit_ms, batch.commit_ms)
-        if not offsets or self._consumer is None:
+    def applied(self, generation: int, polled: Polled) -> None:
+        if not polled.fetches or not self.context.serves(generation):
             return
-        consumer = self._consumer
+        self.commit_ms = max(self.commit_ms, polled.commit_ms)
+        oldest = min(f.records[0].timestamp_ms for f in polled.fetches)
+        self.context.usage.log_to_embedded.add(max(0.0, time.time() - oldest / 1000))
+
+    def _serving_idle(self) -> bool:
+        """Nothing waits for the active generation's provider."""
+        return all(lane.idle for lane in self._lanes.values() if self.context.serves(lane.number))
+
+    # ---------------------------------------------------------------- offsets
+
+    async def finish(self, ticket: Ticket) -> None:
+        """Rule commit-after-output."""
+        self._due.update(self._offsets.done(ticket))
         async with self._commit:
+            due = dict(self._due)  # also what somebody was kept from committing
+            if not due or self._consumer is None:
+                return
+            consumer = self._consumer
             try:
-                await persistently(lambda: consumer.commit(offsets), LogUnavailable, action="commit")
+                await persistently(lambda: consumer.commit(due), LogUnavailable, action="commit")
             except PartitionLost:
                 _log.info("partition taken over", extra={"action": "partition_lost", "vector_table": self.table.id})
+            self._due = {p: offset for p, offset in self._due.items() if due.get(p) != offset}
 
     async def _drain(self) -> None:
         """What is in hand may finish, within a few seconds."""
         end = asyncio.get_running_loop().time() + _DRAIN_SECONDS
-        while self._active and (left := end - asyncio.get_running_loop().time()) > 0:
-            self._room.clear()
-            await _within(self._room.wait(), left)
+        for lane in list(self._lanes.values()):
+            await lane.emptied_within(end - asyncio.get_running_loop().time())
 
     async def _revoked(self, partitions: frozenset[int]) -> None:
         self._forget(partitions)
@@ -352,7 +265,12 @@ class Worker:
 
     def _forget(self, partitions: frozenset[int]) -> None:
         self._offsets.forget(partitions)
-        self._parked = deque(p for p in self._parked if p.partition not in partitions)
+        for partition in partitions:
+            self._due.pop(partition, None)
+        for lane in self._lanes.values():
+            lane.forget(partitions)
+
+    # ---------------------------------------------------------------- what was paid for before
 
     async def _warm(self, consumer: Consumer) -> None:
         """Newly owned partitions: whoever had them may have paid for vectors that no store has yet. They are read back
@@ -370,18 +288,23 @@ class Worker:
         except (LogUnavailable, NotFound) as e:
             _log.warning("tail of vectors not read", extra={"action": "warm", "reason": str(e)})
             return
-        generations = {g.number: g for g in self.table.live_generations}
+        wanted = self._wanted()
         count = 0
         for partition, end in ends.items():
             start = max(consumed.get(partition, 0), self._warmed.get(partition, 0), end - _WARM_RECORDS)
             if start < end:
-                count += await self._warm_partition(topic, partition, start, end, generations)
+                count += await self._warm_partition(topic, partition, start, end, wanted)
             self._warmed[partition] = end
         if count:
             _log.info("vectors remembered", extra={"action": "warm", "vector_table": self.table.id, "count": count})
 
+    def _wanted(self) -> dict[int, Generation]:
+        """Generation whose vectors a live one can use -> that one."""
+        table = self.table
+        return {g.number: live for live in self.context.live for g in table.generations if same_vectors(table, g, live)}
+
     async def _warm_partition(
-        self, topic: str, partition: int, start: int, end: int, generations: dict[int, Generation]
+        self, topic: str, partition: int, start: int, end: int, wanted: dict[int, Generation]
     ) -> int:
         count = 0
         async for record in self._log.read(topic, partition, start, end):
@@ -389,53 +312,33 @@ class Worker:
                 vector = wire.decode_vector(record.key, record.value)
             except DecodeError:
                 continue  # the sink owns this record and says so
-            generation = generations.get(vector.generation)
+            generation = wanted.get(vector.generation)
             if generation is None or vector.op != "upsert":
                 continue
-            memory = self.context.dispatcher_of(generation).memory
+            memory = self.context.memory_of(generation)
             for chunk in vector.chunks:
                 if chunk.vector is not None and len(chunk.vector) == generation.embedding_dimensions:
                     memory.put(chunk.hash, chunk.vector.astype("<f4", copy=False).tobytes())
                     count += 1
         return count
 
-    async def _watch_providers(self) -> None:
-        """`blocked` while a provider of this table says stop; cleared once it has answered again."""
-        changed = asyncio.Event()
-        while True:
-            changed.clear()
-            dispatchers = self._dispatchers()
-            ends = [d.listen(changed.set) for d in dispatchers]
-            try:
-                reason = next((d.stopped for d in dispatchers if d.stopped is not None), None)
-                healed = self._blocked is not None and reason is None and self._works(dispatchers)
-                if (reason is not None and reason != self._blocked) or healed:
-                    self._blocked = reason
-                    await persistently(
-                        lambda reason=reason: self.context.control.states.set_blocked(  # type: ignore[misc]
-                            self.table.id, reason
-                        ),
-                        ControlUnavailable,
-                        action="set_blocked",
-                    )
-                    continue
-                await _within(changed.wait(), 1.0)
-            finally:
-                for end in ends:
-                    end()
-
-    def _works(self, dispatchers: Sequence[Dispatcher]) -> bool:
-        """All have answered since, or nothing is left that waits for them."""
-        return all(d.served for d in dispatchers) or (not self._active and self._offsets.idle)
-
 
 class _GivenUp(Exception):
     """Ends the tasks that still wait, when the role stops."""
 
 
-async def _within(waiter: object, seconds: float) -> None:
+async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> None:
+    """Gives the work up when the role stops: what was not handed on is not committed."""
+    task = asyncio.ensure_future(work)
+    stopped = asyncio.ensure_future(stop.wait())
     try:
-        async with asyncio.timeout(seconds):
-            await waiter  # type: ignore[misc]
-    except TimeoutError:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+        if not task.done():
+            task.cancel()
+        await asyncio.gather(stopped, return_exceptions=True)
+    if task.done() and not task.cancelled():
+        await task
         return
+    await asyncio.gather(task, return_exceptions=True)

@@ -132,15 +132,20 @@ class ApiSettings(Section):
 
     @field_validator("keys", "allowed_hosts", mode="before")
     @classmethod
-    def _several(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        if not value.lstrip().startswith("["):
-            return [key.strip() for key in value.split(",")] if value.strip() else []
-        try:
-            return json.loads(value)
-        except ValueError:
-            raise ValueError("neither a JSON list nor values with commas between them") from None
+    def _lists(cls, value: Any) -> Any:
+        return _several(value)
+
+
+def _several(value: Any) -> Any:
+    """A list that one text holds."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("["):
+        return [part.strip() for part in value.split(",")] if value.strip() else []
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("neither a JSON list nor values with commas between them") from None
 
 
 class MetricsSettings(Section):
@@ -198,6 +203,8 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".walvec")
     environment: str = Field("prod", pattern=r"^[a-z0-9][a-z0-9_-]{0,49}$")
     secret_key: SecretStr | None = None
+    secret_keys_previous: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Those before it: what is stored under them is still read, until `walvec secrets rotate`."""
     store: Literal["pgvector", "qdrant"] = "pgvector"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
@@ -212,6 +219,11 @@ class Settings(BaseSettings):
     embedder: EmbedderSettings = Field(default_factory=lambda: EmbedderSettings.model_validate({}))
     sink: SinkSettings = Field(default_factory=lambda: SinkSettings.model_validate({}))
     providers: dict[str, ProviderAddress] = Field(default_factory=dict)
+
+    @field_validator("secret_keys_previous", mode="before")
+    @classmethod
+    def _lists(cls, value: Any) -> Any:
+        return _several(value)
 
     @classmethod
     def settings_customise_sources(

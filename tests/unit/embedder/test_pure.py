@@ -69,9 +69,9 @@ def test_the_result_keeps_the_before_of_its_oldest_member() -> None:
 
 def test_truncates_and_other_generations() -> None:
     records = [
-        change(0, 5, op="t"),
+        change(0, 5, op="t", newest=2),
         change(1, 6, "a", generation=2),
-        change(2, 7, "b"),
+        change(2, 7, "b", newest=2),
         change(0, 8, op="t", generation=1),
     ]
     assert [(c.op, c.position.lsn) for c in coalesce(records, 1, FILL)] == [("t", 5), ("t", 8), ("c", 7)]

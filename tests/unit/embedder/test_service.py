@@ -131,7 +131,9 @@ async def test_generations_each_get_their_records(world: World, openai_server: O
     building = generation(2, dimensions=4, state="building")
     await world.define(vector_table(generation(3, state="retired"), generation(1), building))
     async with world.running():
-        await world.put(change(1, 10, "a"), change(2, 11, "b", generation=2), change(3, 12, "c", generation=3))
+        await world.put(
+            change(1, 10, "a", newest=2), change(2, 11, "b", generation=2), change(3, 12, "c", generation=3)
+        )
         await world.drained()
     found = sorted((r.generation, r.key) for r in await world.outputs())
     assert found == [(1, key(1)), (2, key(1)), (2, key(2))]
@@ -305,9 +307,7 @@ async def test_known_generation_what_the_feed_has_not_brought_yet_is_waited_for(
     async with world.running():
         await world.put(change(1, 10, "first"))
         await world.drained()
-        await real.definitions.put_vector_table(
-            vector_table(generation(1), generation(2, dimensions=4, state="building"))
-        )
+        await real.definitions.rebuild(world.table.id, generation(2, dimensions=4))
         await world.put(late)
         await eventually(lambda: stale.asked)
         assert await world.lag() == 1
