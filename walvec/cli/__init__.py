@@ -40,9 +40,11 @@ ConfigFile = Annotated[
 def main() -> None:
     """Console entry. An expected failure is a sentence and its cure on stderr, never a traceback."""
     if len(sys.argv) < 2 or sys.argv[1] not in roles.ROLES:  # a role need not load what asks the API
+        from walvec.cli import direct
         from walvec.cli.commands import register
 
         register(app)
+        direct.register(app)
     try:
         app()
     except WalvecError as error:

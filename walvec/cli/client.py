@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,9 +50,26 @@ def default_url() -> str:
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
+@dataclass(slots=True)
+class Identity:
+    """What --api-key and --environment said, above the environment's variables."""
+
+    api_key: str | None = None
+    environment: str | None = None
+
+
+given = Identity()
+
+
+def headers() -> dict[str, str]:
+    found = {"Authorization": f"Bearer {api_key()}"}
+    environment = given.environment or os.environ.get("WALVEC_ENVIRONMENT")
+    return found | ({"X-Environment-Id": environment} if environment else {})
+
+
 def api_key() -> str:
-    """WALVEC_API_KEY, else the first key of this directory's settings; on loopback any word will do."""
-    named = os.environ.get("WALVEC_API_KEY")
+    """--api-key, WALVEC_API_KEY, else the first key of this directory's settings; on loopback any word may do."""
+    named = given.api_key or os.environ.get("WALVEC_API_KEY")
     if named:
         return named
     keys = config.load_settings(None).api.keys
@@ -69,7 +87,7 @@ class Client:
         local = host == "localhost" or host.startswith("127.") or host == "::1"
         self._http = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {api_key()}"},
+            headers=headers(),
             timeout=httpx.Timeout(60, connect=5),
             transport=transport,
             trust_env=not local,  # a proxy of the environment does not know this machine's ports

@@ -5,10 +5,12 @@ With --json: JSON alone on stdout, an error as the API's envelope; all else goes
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import wraps
 from pathlib import Path
 from threading import Event
 from typing import Annotated, Any
@@ -19,13 +21,18 @@ from rich.console import RenderableType
 from rich.live import Live
 
 from walvec.cli import render
-from walvec.cli.client import Client, Refused, Unreachable
+from walvec.cli.client import Client, Refused, Unreachable, given
 from walvec.contracts.errors import ConfigError, WalvecError
 from walvec.definitions import document
 from walvec.runtime.logging import redact
 
 Url = Annotated[
     str | None, typer.Option("--url", help="Address of the API (default: WALVEC_URL, else http://127.0.0.1:8080).")
+]
+ApiKey = Annotated[str | None, typer.Option("--api-key", help="API key (default: WALVEC_API_KEY).")]
+EnvironmentName = Annotated[
+    str | None,
+    typer.Option("--environment", help="Environment to work in, by id or name (default: WALVEC_ENVIRONMENT)."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, for scripts.")]
 TableName = Annotated[str, typer.Argument(metavar="TABLE", help="Name or id of a vector table.")]
@@ -41,7 +48,7 @@ def register(app: typer.Typer) -> None:
         apply, export, status, backfill, pause, resume, search, drain, verify, topics, tail, replay, doctor,
     ]  # fmt: skip
     for command in asked:
-        app.command()(command)
+        app.command()(identified(command))
     letters: dict[str, Callable[..., None]] = {
         "list": dead_list,
         "show": dead_show,
@@ -50,8 +57,26 @@ def register(app: typer.Typer) -> None:
     }
     if not dead.registered_commands:
         for name, command in letters.items():
-            dead.command(name)(command)
+            dead.command(name)(identified(command))
     app.add_typer(dead, name="dead")
+
+
+def identified(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the two options that every question to the API has."""
+
+    @wraps(command)
+    def asked(*arguments: Any, api_key: str | None, environment: str | None, **options: Any) -> None:
+        given.api_key, given.environment = api_key, environment
+        command(*arguments, **options)
+
+    own = inspect.signature(command, eval_str=True)
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in (("api_key", ApiKey), ("environment", EnvironmentName))
+    ]
+    asked.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])  # type: ignore[attr-defined]
+    asked.__annotations__ = {p.name: p.annotation for p in [*own.parameters.values(), *more]}
+    return asked
 
 
 def apply(

@@ -12,7 +12,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import SecretStr
 
@@ -28,9 +28,12 @@ from walvec.runtime import addresses, retry
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
 from walvec.runtime.endpoint import Endpoint
 from walvec.runtime.lifecycle import pause, settle_memory
-from walvec.runtime.secret_files import secret_key
+from walvec.runtime.secret_files import secret_keys
 from walvec.runtime.settings import DatabaseSettings, Settings
 from walvec.transport.ports import Log
+
+if TYPE_CHECKING:
+    from walvec.definitions.secrets import Secrets
 
 logger = logging.getLogger(__name__)
 
@@ -136,14 +139,17 @@ def _adapters(role: str, settings: Settings, control: Control, stack: AsyncExitS
     return found
 
 
-async def open_control(settings: Settings) -> Control:
+async def open_control(settings: Settings, secrets: Secrets | None = None) -> Control:
     """The control database of these settings, migrated."""
     from walvec.definitions import postgres
+    from walvec.definitions import secrets as sealed
 
     url = settings.control_database.url
     assert url is not None, "with_embedded comes first"
     return await postgres.open_control(
-        url.get_secret_value(), environment=settings.environment, secret_key=secret_key(settings)
+        url.get_secret_value(),
+        environment=settings.environment,
+        secret_key=secrets or sealed.Secrets(*secret_keys(settings), reread=lambda: secret_keys(settings)),
     )
 
 

@@ -25,7 +25,7 @@ from walvec.runtime import readiness
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
 from walvec.runtime.lifecycle import SUPERVISOR, pause, signals
 from walvec.runtime.lock import DataDirectoryLock
-from walvec.runtime.secret_files import secret_key
+from walvec.runtime.secret_files import secret_keys
 from walvec.runtime.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Supervisor:
             try:
                 await self._wait_for_port()
                 metrics_port("api", self._settings)  # refused before anything is started
-                secret_key(self._settings)  # made once, before four roles ask for it
+                secret_keys(self._settings)  # made once, before four roles ask for it
                 if self._rebackfill:
                     await asyncio.to_thread(apply_definitions.set_damaged_log_aside, self._settings)
                 else:

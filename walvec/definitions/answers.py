@@ -15,7 +15,8 @@ from uuid import uuid4
 
 from walvec.contracts.errors import ConfigError
 from walvec.definitions.pool import Pool
-from walvec.definitions.secrets import Secrets
+from walvec.definitions.rotation import in_force
+from walvec.definitions.secrets import Secrets, kept_answer
 
 HELD_SECONDS = 30.0
 KEPT_SECONDS = 24 * 3600.0
@@ -140,10 +141,12 @@ class ControlAnswers:
 
     async def finish(self, key: RequestKey, attempt: str, answer: KeptAnswer) -> None:
         text = json.dumps({"headers": dict(answer.headers), "body": answer.body})
-        sealed = self._secrets.encrypt(text, _where(key))
-        await self._change(
-            key, attempt, "UPDATE {} SET status = %(status)s, answer = %(answer)s", status=answer.status, answer=sealed
-        )
+        statement = "UPDATE walvec_control.kept_answers SET status = %(status)s, answer = %(answer)s"
+        async with self._pool.transaction() as conn:
+            await in_force(conn, self._secrets)
+            sealed = self._secrets.encrypt(text, _where(key))
+            values = {**_fields(key), "attempt": attempt, "status": answer.status, "answer": sealed}
+            await conn.execute(f"{statement} WHERE {_OURS} AND attempt = %(attempt)s".encode(), values)
 
     async def abandon(self, key: RequestKey, attempt: str) -> None:
         await self._change(key, attempt, "DELETE FROM {}")
@@ -159,4 +162,4 @@ def _fields(key: RequestKey) -> dict[str, Any]:
 
 
 def _where(key: RequestKey) -> str:
-    return f"kept answer {key.org_id} {key.environment} {key.key}"
+    return kept_answer(key.org_id, key.environment, key.key)

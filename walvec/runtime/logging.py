@@ -21,6 +21,7 @@ _SECRETS = (
     (re.compile(r"(?i)\b(password|api[_-]?key|secret[_-]?key|token)(['\"]?\s*[=:]\s*['\"]?)[^\s'\",&;]+"), r"\1\2***"),
     (re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{8,}"), r"\1***"),
     (re.compile(r"\bsk-[A-Za-z0-9_-]{8,}"), "sk-***"),
+    (re.compile(r"\bsk_live_[A-Za-z0-9_-]{8,}"), "sk_live_***"),
 )
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the request that is being served; every line that is logged meanwhile has it."""
