@@ -152,7 +152,9 @@ def _responses(
     for code in _codes(operation, known, method, path):
         by_status.setdefault(CODES[code][0], []).append(code)
     for status, codes in sorted(by_status.items()):
-        more = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}.get(status, ())
+        more = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",), 504: ("Retry-After",)}.get(
+            status, ()
+        )
         limited = always if status != 401 else ["X-Request-Id"]  # who is unknown has no count
         found[str(status)] = {
             "description": " ".join(f"`{c}`: {CODES[c][1]}" for c in codes),

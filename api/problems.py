@@ -80,7 +80,7 @@ def answer(
 ) -> Response:
     request_id = getattr(request.state, "request_id", None) or new_request_id()
     headers = {"X-Request-Id": request_id}
-    if status in (429, 503):
+    if status in (429, 503, 504):
         headers["Retry-After"] = str(max(1, math.ceil(min(retry_after, _LONGEST_WAIT))))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"

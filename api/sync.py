@@ -15,13 +15,13 @@ from api.lifecycle import BACKFILLS, IN_PROGRESS, OPEN
 from api.permits import permit, refusal
 from api.problems import Problem
 from api.responses import Json, iso
-from api.schemas import Backfill, Seconds
+from api.schemas import Backfill
 from api.services import Services, Use, find_table
 from api.specs import spec_of
 from api.status import all_statuses, counts, last_error
 from api.validation import build_vector_table
 from api.verify import open_letters
-from api.waits import WaitForLsn, reaches
+from api.waits import WaitForLsn, WaitSeconds, reaches
 from walvec.contracts.errors import Conflict, DefinitionError
 from walvec.contracts.position import format_lsn
 from walvec.definitions.model import Task, TaskType, VectorTable
@@ -70,7 +70,7 @@ async def request_backfill(services: Services, table: VectorTable, *, sweep: boo
 
 @router.get("/sync/status")
 async def status(
-    table_id: str, services: Use, request: Request, wait_for_lsn: WaitForLsn = None, timeout: Seconds = 30
+    table_id: str, services: Use, request: Request, wait_for_lsn: WaitForLsn = None, timeout: WaitSeconds = 30
 ) -> Json:
     """Both documented spellings. `wait_for_lsn`: answers once that is searchable, or `timeout` seconds have passed."""
     snapshot = await services.snapshot()

@@ -21,6 +21,7 @@ WaitForLsn = Annotated[
     str | None,
     Query(pattern=LSN, description="Answer once everything up to this LSN of the source is searchable."),
 ]
+WaitSeconds = Annotated[float, Query(ge=0, le=86_400, allow_inf_nan=False, description="Seconds to wait at most.")]
 router = APIRouter(prefix="/v1/vector-tables/{table_id}", tags=["sync"])
 _STATUSES = {
     "vector_table_not_found": 404,
