@@ -24,6 +24,7 @@ from walvec.definitions.model import (
 )
 from walvec.definitions.ports import Control
 from walvec.definitions.postgres import open_control
+from walvec.definitions.tenancy import digest, new_environment, new_key, new_organization
 
 ID = SourceColumn("id", "bigint", 20, "bigint", "int", nullable=False)
 NAME = SourceColumn("name", "character varying(40)", 1043, "character varying", "text")
@@ -360,3 +361,58 @@ async def test_a_source_topic_comes_back_as_it_was_put(defined: Control) -> None
     source = TopicSource("shop.public.products", slot="debezium")
     await defined.definitions.put_vector_table(replace(PRODUCTS, source=source))
     assert (await table(defined)).source == source
+
+
+async def test_organizations_environments_and_keys(control: Control) -> None:
+    accounts, read = control.accounts, control.definitions.snapshot
+    home = (await read()).default_organization
+    acme = new_organization("acme")
+    token, key = new_key(acme, "first", "full")
+    first = new_environment(acme, "prod")
+    await accounts.create_organization(acme, first, key)
+    now = await read()
+    assert now.organizations[acme.id].status == "active"
+    assert now.environment(acme.id, "prod") == replace(first, created_at=now.environments[first.id].created_at)
+    assert now.environment(home.id, first.id) is None
+    assert now.api_keys[key.id].digest == digest(token)
+    assert now.keys_needed
+    with pytest.raises(Conflict):
+        await accounts.create_organization(new_organization("acme"), new_environment(acme, "x"), key)
+    with pytest.raises(Conflict):
+        await accounts.create_environment(new_environment(acme, "prod"))
+    mine = replace(SHOP, id="conn_acme", environment_id=first.id)
+    await control.definitions.put_connection(mine)
+    await control.definitions.put_connection(SHOP)  # the same name elsewhere
+    assert set((await read()).within(first.id).connections) == {"conn_acme"}
+    assert set((await read()).connections) == {"conn_acme", SHOP.id}
+    for refused in (accounts.delete_environment(first.id), accounts.delete_organization(acme.id)):
+        with pytest.raises(Conflict):
+            await refused
+    await accounts.revoke_key(key.id)
+    revoked = (await read()).api_keys[key.id].revoked_at
+    await accounts.revoke_key(key.id)
+    assert revoked is not None
+    assert (await read()).api_keys[key.id].revoked_at == revoked
+    await accounts.mark_deleting(acme.id)
+    assert (await read()).organizations[acme.id].status == "deleting"
+    await control.definitions.delete_connection("conn_acme")
+    await control.definitions.put_provider(replace(LOCAL, environment_id=first.id))
+    await accounts.delete_organization(acme.id)
+    left = await read()
+    assert (set(left.organizations), set(left.api_keys), set(left.providers)) == ({home.id}, set(), set())
+    assert left.keys_needed  # for ever
+    for refused in (accounts.mark_deleting(home.id), accounts.delete_organization(home.id)):
+        with pytest.raises(Conflict):
+            await refused
+    for missing in (
+        accounts.mark_deleting("org_none"),
+        accounts.delete_organization("org_none"),
+        accounts.delete_environment("env_none"),
+        accounts.revoke_key("key_none"),
+        accounts.create_environment(replace(first, id="env_x", name="x", view_schema="x", org_id="org_none")),
+        accounts.create_key(replace(key, id="key_x", digest=b"x", org_id="org_none")),
+        control.definitions.put_connection(replace(SHOP, id="conn_x", name="x", environment_id="env_none")),
+        control.definitions.put_vector_table(replace(PRODUCTS, environment_id="env_none")),
+    ):
+        with pytest.raises(NotFound):
+            await missing
