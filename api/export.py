@@ -18,12 +18,14 @@ _YAML = "application/yaml"
 @router.get("/export", response_model=None)
 async def export(
     services: Use,
-    format: Annotated[Literal["yaml", "json"] | None, Query(description="Default: as Accept says, else yaml.")] = None,
+    form: Annotated[
+        Literal["yaml", "json"] | None, Query(alias="format", description="Default: as Accept says, else yaml.")
+    ] = None,
     placeholders: Annotated[bool, Query(description="`${NAME}` where a secret is stored; YAML only.")] = False,
     accept: Annotated[str, Header(include_in_schema=False)] = "*/*",
 ) -> Response:
     """Applied as it is, it changes nothing. The JSON form is the `document` of POST /v1/apply."""
-    wanted = format or ("json" if "application/json" in accept and _YAML not in accept else "yaml")
+    wanted = form or ("json" if "application/json" in accept and _YAML not in accept else "yaml")
     snapshot = await services.snapshot()
     if wanted == "json":
         return Json(document_of(snapshot))

@@ -19,10 +19,12 @@ Event = Literal[
 """What a client asks (change: a definition with other vectors or storage; adjust: any other definition; cancel: of the
 open backfill), then what roles tell (loaded: what was to be read is in the store and shown)."""
 REQUESTS: tuple[Event, ...] = get_args(Event)[:10]
-Fact = Literal["building", "previous", "swapping", "readable", "backfilled", "asked", "open", "busy", "paused", "lossy"]
-"""previous: a generation is kept for a rollback. readable: there are vectors, or they are on their way. asked: somebody
-has asked for a backfill, ever. open: a backfill is. busy: one is, and a client asked for it. lossy: the error is one
-after which everything is read again."""
+Fact = Literal[
+    "building", "stalled", "swapping", "previous", "readable", "backfilled", "asked", "open", "busy", "paused", "lossy",
+]  # fmt: skip
+"""building: a generation is to take the active one's place; stalled: it gave up. previous: one is kept for a rollback.
+asked: for a backfill, ever. readable: there are vectors, or they are on their way. open: a backfill is. busy: one is,
+and a client asked for it. paused: also below an error. lossy: the error is one after which everything is read again."""
 Layer = tuple[Literal["error", "paused", "blocked", "building", "active"], SyncStatus]
 
 BACKFILLS = ("backfill", "rebackfill")
@@ -70,58 +72,49 @@ def _kept(states: Sequence[SyncStatus] = STATES) -> dict[SyncStatus, Outcome]:
     return {state: state for state in states}
 
 
-def _unless(fact: Fact, refusal: Refusal, row: Mapping[SyncStatus, Outcome]) -> dict[SyncStatus, Outcome]:
-    return {state: When(fact, refusal, outcome) for state, outcome in row.items()}
-
-
-def _only(fact: Fact, refusal: Refusal | None, row: Mapping[SyncStatus, Outcome]) -> dict[SyncStatus, Outcome]:
-    return {state: When(fact, outcome, refusal) for state, outcome in row.items()}
-
-
 _LIVES: tuple[SyncStatus, ...] = ("pending", "backfilling", "synced", "pending_rebackfill")
 _RESUMED: Outcome = When("lossy", "backfilling", Without(("error", "paused")))
 _CANCELLED: Outcome = When("building", "pending_rebackfill", When("backfilled", "synced", "pending"))
-_UNBUILT = Without(("building",))
+
+REFUSALS: Mapping[Event, Sequence[tuple[bool, Fact, Refusal]]] = {
+    "backfill": [(True, "busy", IN_PROGRESS)],
+    "change": [(True, "swapping", _SWAPPING)],
+    "adjust": [(True, "swapping", _SWAPPING)],
+    "pause": [(True, "paused", _PAUSED)],
+    "abort": [(True, "swapping", _SWAPPING), (False, "building", _NO_BUILDING)],
+    "rollback": [(True, "swapping", _SWAPPING), (False, "previous", _NO_PREVIOUS)],
+    "cancel": [(False, "open", _NO_TASK)],
+    "query": [(False, "readable", _NOT_READY)],
+}
+"""In every state: refused when the fact is so (True), or is not (False)."""
 
 TABLE: Mapping[Event, Mapping[SyncStatus, Outcome]] = {
-    "backfill": _unless("busy", IN_PROGRESS, {**dict.fromkeys(_LIVES, "backfilling"), **_kept(_COVERS)}),
-    "change": _unless(
-        "swapping",
-        _SWAPPING,
-        {
-            **dict.fromkeys(_LIVES, "pending_rebackfill"),
-            "pending": When("asked", "pending_rebackfill", "pending"),
-            **_kept(_COVERS),
-        },
-    ),
-    "adjust": _unless("swapping", _SWAPPING, _kept()),
-    "pause": {
-        **dict.fromkeys(STATES, "paused"),
-        "paused": _PAUSED,
-        "error": When("paused", _PAUSED, "error"),
+    "backfill": {**dict.fromkeys(_LIVES, "backfilling"), **_kept(_COVERS)},
+    "change": {
+        **dict.fromkeys(_LIVES, "pending_rebackfill"),
+        "pending": When("asked", "pending_rebackfill", "pending"),
+        **_kept(_COVERS),
     },
+    "adjust": _kept(),
+    "pause": {**dict.fromkeys(STATES, "paused"), "paused": _PAUSED, "error": "error"},
     "resume": {**dict.fromkeys(STATES, _NOT_PAUSED), "paused": _RESUMED, "error": _RESUMED},
-    "abort": _unless(
-        "swapping",
-        _SWAPPING,
-        _only("building", _NO_BUILDING, {**dict.fromkeys(_LIVES, _UNBUILT), **_kept(_COVERS)}),
-    ),
-    "rollback": _unless(
-        "swapping",
-        _SWAPPING,
-        _only("previous", _NO_PREVIOUS, {**dict.fromkeys(_LIVES, "pending_rebackfill"), **_kept(_COVERS)}),
-    ),
-    "cancel": _only("open", _NO_TASK, {**dict.fromkeys(_LIVES, _CANCELLED), **_kept(_COVERS)}),
-    "query": _only("readable", _NOT_READY, _kept()),
+    "abort": {**dict.fromkeys(_LIVES, Without(("building",))), **_kept(_COVERS)},
+    "rollback": {**dict.fromkeys(_LIVES, "pending_rebackfill"), **_kept(_COVERS)},
+    "cancel": {**dict.fromkeys(_LIVES, _CANCELLED), **_kept(_COVERS)},
+    "query": _kept(),
     "delete": dict.fromkeys(STATES, "deleted"),
     "loaded": {
-        "pending": None, "backfilling": "synced", "synced": None, "pending_rebackfill": "synced", **_kept(_COVERS),
+        "pending": None,
+        "backfilling": "synced",
+        "synced": None,
+        "pending_rebackfill": When("stalled", None, "synced"),
+        **{state: When("stalled", None, state) for state in _COVERS},
     },
-    "stalled": _only("building", None, {**dict.fromkeys(_LIVES, "pending_rebackfill"), **_kept(_COVERS)}),
+    "stalled": {**dict.fromkeys(_LIVES, When("building", "pending_rebackfill", None)), **_kept(_COVERS)},
     "failed": dict.fromkeys(STATES, "error"),
     "blocked": {**dict.fromkeys(STATES, "blocked"), "error": "error", "paused": "paused"},
     "healed": {**_kept(), "blocked": Without(("blocked",))},
-}  # fmt: skip
+}
 
 
 def layers_of(table: VectorTable, tasks: Sequence[Task]) -> tuple[Layer, ...]:
@@ -160,14 +153,15 @@ def facts_of(table: VectorTable, tasks: Sequence[Task]) -> frozenset[Fact]:
         busy = bool(open_tasks)
     else:
         busy = bool(own and own.params.get("asked")) or (own is None and building.filled)
-    layers = layers_of(table, tasks)
+    asked = any(t.task_type in BACKFILLS for t in tasks)
     found: dict[Fact, bool] = {
         "building": building is not None,
         "previous": table.previous is not None,
         "swapping": any(g.swapping for g in table.generations),
-        "readable": table.backfilled or layers[-1][1] != "pending",
+        "readable": table.backfilled or asked,
         "backfilled": table.backfilled,
-        "asked": any(t.task_type in BACKFILLS for t in tasks),
+        "asked": asked,
+        "stalled": building is not None and building.state == "stalled",
         "open": bool(open_tasks),
         "busy": busy,
         "paused": table.paused,
@@ -182,6 +176,9 @@ def _newest(tasks: Sequence[Task], generation: int) -> Task | None:
 
 def after(layers: Sequence[Layer], event: Event, facts: Set[Fact]) -> SyncStatus | Literal["deleted"] | Refusal | None:
     """What the table's cell says of this event now."""
+    for refused, fact, refusal in REFUSALS.get(event, ()):
+        if (fact in facts) == refused:
+            return refusal
     outcome = TABLE[event][layers[0][1]]
     while isinstance(outcome, When):
         outcome = outcome.then if outcome.fact in facts else outcome.otherwise
@@ -193,13 +190,23 @@ def after(layers: Sequence[Layer], event: Event, facts: Set[Fact]) -> SyncStatus
 def spelled(outcome: Outcome) -> str:
     """A cell as the documentation shows it."""
     if isinstance(outcome, When):
-        said, other = spelled(outcome.then), spelled(outcome.otherwise)
-        return f"{outcome.fact}: {said}; else {other}"
+        return f"{outcome.fact}: {spelled(outcome.then)}; else {spelled(outcome.otherwise)}"
     if isinstance(outcome, Refusal):
         return f"{outcome.status} {outcome.code}"
     if isinstance(outcome, Without):
         return "what else is true"
     return outcome or "—"
+
+
+def documented() -> str:
+    """The table in Markdown, for docs/architecture.md."""
+    lines = ["| event | refused | " + " | ".join(STATES) + " |", "|---" * (len(STATES) + 2) + "|"]
+    for event, row in TABLE.items():
+        refused = "; ".join(
+            f"{'' if so else 'not '}{fact}: {spelled(refusal)}" for so, fact, refusal in REFUSALS.get(event, ())
+        )
+        lines.append(f"| {event} | {refused or '—'} | " + " | ".join(spelled(row[state]) for state in STATES) + " |")
+    return "\n".join(lines)
 
 
 _SAID: Mapping[str, tuple[str, str]] = {

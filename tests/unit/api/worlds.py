@@ -123,6 +123,9 @@ class FakeStore:
     async def drop(self, table: Any, generation: int | None = None) -> None:
         self.dropped.append(table.id)
 
+    async def remove(self, table: Any, dsn: str | None) -> None:
+        self.dropped.append(table.id)
+
     async def count(self, table: Any, generation: Any) -> int:
         return len(self.stored)
 
