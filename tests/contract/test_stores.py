@@ -376,3 +376,19 @@ async def test_indexes_are_built_twice_without_harm(store: Store) -> None:
     where = Filter((Condition("tag", "eq", "x" * 4000),))
     hits = await store.search(TABLE, GENERATION, np.ones(3, dtype=np.float32), limit=5, where=where)
     assert [h.key["id"] for h in hits] == [10]
+
+
+async def test_what_users_read_is_not_dropped_and_storages_are_listed(store: Store) -> None:
+    second = replace(GENERATION, number=2)
+    both = replace(TABLE, generations=(GENERATION, replace(second, state="building")))
+    await store.ensure(both, second)
+    assert await store.generations(both) == [1, 2]
+    await store.drop(both, 1)
+    assert await store.generations(both) == [1, 2], "it is shown"
+    await store.show(both, second)
+    await store.drop(both, 1)
+    await store.drop(both, 1)
+    assert await store.generations(both) == [2]
+    assert await store.generations(replace(TABLE, id="vt_other")) == []
+    await store.drop(both)
+    assert await store.generations(both) == []
