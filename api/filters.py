@@ -52,6 +52,8 @@ def filter_types(generation: Generation) -> dict[str, FilterType]:
     """Type of each column that can be filtered on, as named or as derived from the source column."""
     found: dict[str, FilterType] = {}
     for column in generation.metadata_columns:
+        if column.role != "metadata":
+            continue
         name = generation.source_column(column.name).codec.removeprefix("array:")
         found[column.name] = column.filter_type or _TYPES.get(name, "keyword")
     return found

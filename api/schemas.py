@@ -275,6 +275,8 @@ class NewVectorTable(VectorTableSpec):
     """Of the vectors."""
     keep_previous: Kept = 3600
     """Seconds that a generation is kept after a swap, for a rollback."""
+    keep_embedding_columns: Bool = True
+    """Whether the values of embedding columns are stored too, so that `metadata` of query results holds them."""
     source: NewSource | None = None
     """A topic of an existing Debezium, instead of the connection's own slot."""
 

@@ -98,6 +98,7 @@ def vector_table(
         "separator": newest.separator,
         "index": dict(newest.index),
         "keep_previous": t.keep_previous,
+        "keep_embedding_columns": newest.keep_embedding_columns,
         "generation": t.active.number,
         "building_generation": t.building.number if t.building else None,
         "active": serving(t),

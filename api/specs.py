@@ -58,4 +58,5 @@ def spec_of(
         index=IndexSpec.model_validate(dict(generation.index)),
         source=SourceSpec.model_validate(asdict(table.source)) if table.source else None,
         keep_previous=table.keep_previous,
+        keep_embedding_columns=generation.keep_embedding_columns,
     )

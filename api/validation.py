@@ -93,6 +93,7 @@ async def build_vector_table(
         source=tuple(_recorded(c) for c in found.columns if c.name in wanted),
         index=request.index.model_dump(exclude_none=True),
         separator=request.separator,
+        keep_embedding_columns=request.keep_embedding_columns,
         ready=active.ready if active else False,
     )
     named = request.primary_key_column

@@ -300,6 +300,8 @@ class VectorTable(Answer):
     """Kind and parameters of the vector index."""
     keep_previous: int
     """Seconds that a generation is kept for a rollback after it was replaced."""
+    keep_embedding_columns: bool
+    """Whether query results hold the values of embedding columns in `metadata`."""
     generation: int
     """Number of the generation that answers queries."""
     building_generation: int | None

@@ -469,7 +469,10 @@ class PgvectorStore:
 
 
 def _same_storage(a: Generation, b: Generation) -> bool:
-    return (a.columns, a.key, a.source, a.embedding_dimensions) == (b.columns, b.key, b.source, b.embedding_dimensions)
+    kept = a.keep_embedding_columns == b.keep_embedding_columns
+    return kept and (a.columns, a.key, a.source, a.embedding_dimensions) == (
+        b.columns, b.key, b.source, b.embedding_dimensions
+    )  # fmt: skip
 
 
 async def _extension_version(session: Session) -> tuple[int, int] | None:

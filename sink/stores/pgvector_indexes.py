@@ -37,7 +37,7 @@ def wanted_indexes(layout: Layout, index: Mapping[str, Any]) -> dict[str, str]:
             f"USING hnsw (embedding {layout.operator_class}){f' WITH ({options})' if options else ''} WHERE live"
         )
     for column in layout.metadata:
-        definition = _filter_index(column)
+        definition = _filter_index(column) if column.filtered else None
         if definition:
             found[f"{layout.index_head}_{column.physical}"] = definition
     for column in layout.keys:

@@ -44,6 +44,8 @@ class StoredColumn:
     key_codec: Codec | None = None
     filter_type: str | None = None
     alias: str | None = None
+    filtered: bool = True
+    """Whether anybody filters by it: a value that is only given back has no index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,16 +186,24 @@ def layout_of(
     """`types`: physical column -> SQL type as it is (or will be) in the store."""
     alias = {c.name: c.alias for c in generation.columns if c.alias}
 
-    def stored(physical: str, source: SourceColumn, *, key: bool, filter_type: str | None = None) -> StoredColumn:
+    def stored(
+        physical: str, source: SourceColumn, *, key: bool, filter_type: str | None = None, filtered: bool = True
+    ) -> StoredColumn:
         key_codec = dict(generation.key_codecs)[source.name] if key else None
         return StoredColumn(
             source.name, physical, types[physical], source.base_type, codec(source.codec), key_codec, filter_type,
-            alias.get(source.name),
+            alias.get(source.name), filtered,
         )  # fmt: skip
 
     keys = tuple(stored(f"k{i}", k, key=True) for i, k in enumerate(generation.key))
     metadata = tuple(
-        stored(f"m{i}", generation.source_column(c.name), key=False, filter_type=c.filter_type)
+        stored(
+            f"m{i}",
+            generation.source_column(c.name),
+            key=False,
+            filter_type=c.filter_type,
+            filtered=c.role == "metadata",
+        )
         for i, c in enumerate(generation.metadata_columns)
     )
     dimensions = generation.embedding_dimensions

@@ -136,7 +136,8 @@ def test_what_an_answer_promises_is_found(walvec: Walvec, postgres: PostgresData
         stop.set()
         writer.join()
     assert checked > 20
-    assert as_of is not None and as_of >= committed[0][1]
+    assert as_of is not None
+    assert as_of >= committed[0][1]
 
 
 def test_a_table_that_does_not_follow_says_so(walvec: Walvec, postgres: PostgresDatabase) -> None:

@@ -180,6 +180,7 @@ class VectorTableSpec(_Part):
     index: IndexSpec = Field(default_factory=lambda: IndexSpec.model_validate({}))
     source: SourceSpec | None = None
     keep_previous: int = Field(3600, ge=0, le=2_592_000)
+    keep_embedding_columns: bool = False
 
     @field_validator("primary_key_column")
     @classmethod

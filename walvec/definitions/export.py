@@ -160,8 +160,15 @@ def _table(t: VectorTable, snapshot: Snapshot) -> dict[str, Any]:
         "separator": wanted.separator,
         "index": dict(wanted.index),
         "keep_previous": t.keep_previous,
+        "keep_embedding_columns": wanted.keep_embedding_columns,
     }
-    for name, default in (("sync_mode", "cdc"), ("backfill", "auto"), ("separator", "\n"), ("keep_previous", 3600)):
+    for name, default in (
+        ("sync_mode", "cdc"),
+        ("backfill", "auto"),
+        ("separator", "\n"),
+        ("keep_previous", 3600),
+        ("keep_embedding_columns", False),
+    ):
         if out[name] == default:
             del out[name]
     if out["index"] == {"kind": "hnsw"}:

@@ -153,6 +153,8 @@ class Generation:
     kept_until: str | None = None
     embedding_provider_id: str | None = None
     provider_kind: str | None = None
+    keep_embedding_columns: bool = False
+    """Whether the values of columns that are only embedded are stored beside the metadata, to be given back."""
 
     @property
     def text_spec(self) -> TextSpec:
@@ -167,7 +169,12 @@ class Generation:
 
     @property
     def metadata_columns(self) -> tuple[Column, ...]:
-        return tuple(c for c in self.columns if c.role == "metadata")
+        """Columns whose values are stored one by one: those of that role, then those that are kept."""
+        found = tuple(c for c in self.columns if c.role == "metadata")
+        if not self.keep_embedding_columns:
+            return found
+        names = {c.name for c in found}
+        return found + tuple(Column(n, "embedding") for n in self.embedding_columns if n not in names)
 
     @property
     def used_columns(self) -> tuple[SourceColumn, ...]:
@@ -185,7 +192,7 @@ class Generation:
     def wire_codec(self, name: str) -> Codec:
         """A column that is only embedded travels as its text; a metadata column travels typed."""
         column = self.source_column(name)
-        typed = any(c.name == name and c.role == "metadata" for c in self.columns)
+        typed = any(c.name == name for c in self.metadata_columns)
         return codec(column.codec if typed or column.codec == "bool" else "text")
 
     def needs_exact_text(self, name: str) -> bool:

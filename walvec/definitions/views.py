@@ -34,7 +34,7 @@ def view_columns(generation: Generation) -> tuple[tuple[ViewColumn, ...], tuple[
     metadata = tuple(
         ViewColumn(f"m{i}", c.name, c.alias or c.name)
         for i, c in enumerate(generation.metadata_columns)
-        if c.name not in shown
+        if c.role == "metadata" and c.name not in shown
     )
     return keys, metadata
 
