@@ -11,9 +11,11 @@ from typing import Any
 
 from cdc.catalog import TableDetail, fetch_all, fetch_one, oid_of, read_table, unusable
 from cdc.debezium_values import key_refused
+from cdc.platform import platform_checks
 from cdc.session import Session
 from walvec.contracts.sources import Check
 from walvec.definitions.model import Connection, VectorTable
+from walvec.definitions.tenancy import FIRST_VIEW_SCHEMA
 
 MINIMUM_VERSION = 140000
 
@@ -372,6 +374,8 @@ async def doctor(session: Session, connection: Connection, tables: Sequence[Vect
     checks += [c for c in server_checks(facts, connection) if _needed(c, tables)]
     if facts.version < MINIMUM_VERSION:
         return checks
+    for schema in _schemas(connection, tables):
+        checks += await platform_checks(session, schema)
     for table in tables:
         found = await table_facts(session, connection, table, facts.version)
         of_table = table_checks(
@@ -384,6 +388,12 @@ async def doctor(session: Session, connection: Connection, tables: Sequence[Vect
             of_table = [c for c in of_table if c.name not in _OF_PUBLICATION] + key_checks(table)
         checks += of_table
     return checks
+
+
+def _schemas(connection: Connection, tables: Sequence[VectorTable]) -> list[str]:
+    """Where walvec keeps vectors in this database."""
+    found = sorted({t.view_schema for t in tables if t.mode == "platform"})
+    return found or ([FIRST_VIEW_SCHEMA] if connection.mode == "platform" and not tables else [])
 
 
 _OF_PUBLICATION = frozenset({"generated_columns", "publish_right", "published"})

@@ -53,7 +53,9 @@ class ApiWorld:
         body = {"name": "local", "provider": "static"}
         return str((await self.ask("POST", "/v1/embedding-providers", body, 201))["id"])
 
-    async def table(self, connection: str, provider: str, *, name: str = "items", status: int = 201, **more: Any) -> Any:
+    async def table(
+        self, connection: str, provider: str, *, name: str = "items", status: int = 201, **more: Any
+    ) -> Any:
         body = {
             "name": name,
             "connection_id": connection,
