@@ -80,9 +80,7 @@ async def test_a_query_that_never_ends_is_told_and_changes_nothing(
 
 
 @pytest.mark.parametrize("change", ["columns", "name"])
-async def test_who_could_read_the_view_still_can(
-    store: PgvectorStore, postgres: PostgresDatabase, change: str
-) -> None:
+async def test_who_could_read_the_view_still_can(store: PgvectorStore, postgres: PostgresDatabase, change: str) -> None:
     table = await both(store, OTHER_COLUMNS)
     role = f"reader_{postgres.name}"
     postgres.execute(f'CREATE ROLE "{role}"; GRANT USAGE ON SCHEMA walvec TO "{role}"')
@@ -95,9 +93,9 @@ async def test_who_could_read_the_view_still_can(
         assert postgres.execute(
             "SELECT has_table_privilege(%s, %s, 'SELECT WITH GRANT OPTION')", role, f"walvec.{name}"
         ) == [(True,)]
-        assert postgres.execute("SELECT relname FROM pg_class WHERE relkind = 'v' AND relname IN ('things', 'goods')") == [
-            (name,)
-        ]
+        assert postgres.execute(
+            "SELECT relname FROM pg_class WHERE relkind = 'v' AND relname IN ('things', 'goods')"
+        ) == [(name,)]
     finally:
         postgres.execute(f'DROP OWNED BY "{role}"; DROP ROLE "{role}"')
 
