@@ -20,9 +20,9 @@ CODES: Mapping[str, tuple[int, str]] = {name: (code.status, code.means) for name
 @dataclass(frozen=True, slots=True)
 class Operation:
     """`answer`: None = no content. `codes`: of failures, beyond those that every operation has. `headers`: of a good
-    answer, beyond those that every one has. `environment`: works in one.
-    `reads`: a read-only key may ask it although it is no GET. `also`: other statuses with the same kind of answer.
-    `media`: content type of the answer (NDJSON: of each line). `texts`: content types that can be asked for instead."""
+    answer, beyond those that every one has. `environment`: works in one. `reads`: a read-only key may ask it although
+    it is no GET. `also`: other statuses with the same kind of answer. `media`: content type of the answer (NDJSON: of
+    each line). `also_as`: content types that can be asked for instead."""
 
     id: str
     summary: str
@@ -34,7 +34,7 @@ class Operation:
     reads: bool = False
     also: Mapping[int, str] | None = None
     media: str = "application/json"
-    texts: tuple[str, ...] = ()
+    also_as: tuple[str, ...] = ()
 
 
 PARAMETERS: Mapping[str, str] = {
@@ -392,7 +392,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         "export",
         "Write the definitions as a document",
         definitions.ExportedDocument,
-        texts=("application/yaml",),
+        also_as=("application/yaml",),
     ),
     ("POST", "/v1/apply"): Operation(
         "apply",

@@ -115,6 +115,11 @@ def _write(
     operation["operationId"] = known.id
     operation["summary"] = known.summary
     operation["responses"] = _responses(operation, known, method, path, names)
+    have = {p["name"] for p in operation.get("parameters", [])}
+    for name in re.findall(r"{(\w+)}", path):
+        if name not in have:
+            place = {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            operation.setdefault("parameters", []).append(place)
     for parameter in operation.get("parameters", []):
         if parameter["name"] in MEANINGS:
             parameter.setdefault("description", MEANINGS[parameter["name"]])
@@ -144,7 +149,7 @@ def _responses(
     good: dict[str, Any] = {"description": known.summary, "headers": _headers(*always, *known.headers)}
     if known.answer is not None:
         good["content"] = {known.media: _content(known.media, names[known.answer])}
-        good["content"] |= {media: {"schema": {"type": "string"}} for media in known.texts}
+        good["content"] |= {media: {"schema": names[known.answer]} for media in known.also_as}
     found = {str(known.status): good}
     for status, text in (known.also or {}).items():
         found[str(status)] = good | {"description": text}

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -131,7 +132,8 @@ def install(app: FastAPI) -> None:
         if error.status_code == 405:
             message = f"{request.url.path} has no {request.method}."
         told = answer(request, error.status_code, code, message, CODES[code].cure)
-        told.headers.update({k: v for k, v in (error.headers or {}).items() if k.lower() == "allow"})
+        if error.status_code == 405:
+            told.headers["Allow"] = ", ".join(_methods(request))
         return told
 
     async def unexpected(request: Request, error: Exception) -> Response:
@@ -142,6 +144,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, unexpected)
+
+
+def _methods(request: Request) -> list[str]:
+    """All that its path has; the framework's own answer names those of one route."""
+    path = request.scope["path"]
+    places = [r for r in iter_route_contexts(request.app.routes) if r.path_regex.match(path)]
+    return sorted({method for route in places for method in route.methods or ()})
 
 
 def explain(error: RequestValidationError) -> tuple[str, str]:
