@@ -36,13 +36,15 @@ class Caller:
 
 @dataclass(slots=True)
 class Access:
-    """The rules of one API process. `keys`: those of its settings, full ones of the default organization. `loopback`:
-    the address is reachable from this machine alone; then, as long as there never was a full key, nobody needs one.
+    """The rules of one API process. `keys`: those of its settings, full ones of the default organization. `own`: that
+    of the `walvec up` which started the process; good as they are, and nobody has to have it. `loopback`: the address
+    is reachable from this machine alone; then, as long as there never was a full key, nobody needs one.
     `environment`: name of the default organization's environment of requests that name none."""
 
     keys: Sequence[str]
     loopback: bool
     environment: str
+    own: str | None = None
     _version: int = field(default=-1, init=False)
     _stored: Mapping[bytes, ApiKey] = field(default_factory=dict, init=False)
 
@@ -78,7 +80,7 @@ class Access:
         scheme, _, token = authorization.partition(" ")
         given = digest(token.strip()) if scheme.lower() == "bearer" and token.strip() else b""
         # each is compared, whatever the first says; hashes, so that no time tells of a length
-        found = [hmac.compare_digest(given, digest(k)) for k in self.keys]
+        found = [hmac.compare_digest(given, digest(k)) for k in (*self.keys, *([self.own] if self.own else []))]
         if any(found):
             return Caller(home, "full", None)
         stored = self._look_up(snapshot, given)

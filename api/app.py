@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -38,6 +40,7 @@ from api.requests import Requests, Unexpected
 from api.services import Services
 from walvec import __version__
 from walvec.contracts.errors import WalvecError
+from walvec.runtime.lifecycle import OWN_KEY
 
 _OPEN = ("/health", "/docs", "/openapi.json", "/errors")
 
@@ -89,7 +92,9 @@ class Gate:
         self._app = app
         self._definitions = services.control.definitions
         settings = services.settings
-        self._access = Access(keys_of(settings), is_loopback(settings.api.host), settings.environment)
+        self._access = Access(
+            keys_of(settings), is_loopback(settings.api.host), settings.environment, os.environ.get(OWN_KEY)
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -13,6 +13,7 @@ import uvicorn
 
 from api.access import check_open
 from api.app import create_app
+from api.departures import departing
 from api.observer import Observer
 from api.ports import Models, SearchStore, Source
 from api.removals import running
@@ -67,11 +68,13 @@ async def run(
     with (metrics or Metrics("api")).source(observer.samples, observer.look):
         ended = asyncio.Event()
         removing = asyncio.create_task(running(services.remover, ended))
+        leaving = asyncio.create_task(departing(services.remover, ended))
         try:
             await _serve(config, listening, stop)
         finally:
             ended.set()
             await removing
+            await leaving
             await observer.close()
             await services.reach.close()
 

@@ -63,9 +63,8 @@ def set_damaged_log_aside(settings: Settings) -> None:
 class OwnApi:
     """The API of this `walvec up`."""
 
-    def __init__(self, settings: Settings, url: str, stop: asyncio.Event) -> None:
-        keys = [key.get_secret_value() for key in settings.api.keys]
-        headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+    def __init__(self, key: str, url: str, stop: asyncio.Event) -> None:
+        headers = {"Authorization": f"Bearer {key}"}
         self._client = httpx.AsyncClient(base_url=url, headers=headers, timeout=_TIMEOUT_SECONDS, trust_env=False)
         self._stop = stop
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -23,7 +24,7 @@ from walvec.cli import apply_definitions, roles
 from walvec.contracts.errors import ConfigError, LogDamaged, WalvecError
 from walvec.runtime import readiness
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
-from walvec.runtime.lifecycle import SUPERVISOR, pause, signals
+from walvec.runtime.lifecycle import OWN_KEY, SUPERVISOR, pause, signals
 from walvec.runtime.lock import DataDirectoryLock
 from walvec.runtime.secret_files import secret_keys
 from walvec.runtime.settings import Settings
@@ -51,6 +52,9 @@ class Supervisor:
         self._in_process = in_process
         self._rebackfill = rebackfill
         self._server = EmbeddedPostgres(settings.data_dir) if roles.needs_embedded(settings) else None
+        self._own_key = secrets.token_urlsafe(32)
+        if in_process:
+            os.environ[OWN_KEY] = self._own_key
         self._stop = asyncio.Event()
         self._failure: WalvecError | None = None
         self._ready = False
@@ -144,6 +148,8 @@ class Supervisor:
             "WALVEC_DATA_DIR": str(self._settings.data_dir),
             "WALVEC_API__PORT": str(self._settings.api.port),
         }
+        if role == "api":
+            environment[OWN_KEY] = self._own_key
         if (port := metrics_port(role, self._settings)) is not None:
             environment["WALVEC_METRICS__PORT"] = str(port)
         # a session of its own: Ctrl-C reaches the supervisor alone, which ends the roles in order
@@ -220,7 +226,7 @@ class Supervisor:
     async def _open(self) -> None:
         """Waits for the API, applies the definitions, and says hello."""
         url = api_url(self._settings)
-        api = apply_definitions.OwnApi(self._settings, url, self._stop)
+        api = apply_definitions.OwnApi(self._own_key, url, self._stop)
         try:
             await api.wait("/health/live")
             for path in self._apply:

@@ -22,7 +22,8 @@ from walvec.runtime.settings import Settings, settings_from
 
 DEFAULT_FILE = Path("walvec.yaml")
 _PREFIX = "WALVEC_"
-_OTHERS = ("WALVEC_URL", "WALVEC_API_KEY", "WALVEC_SUPERVISOR_PID")  # no settings: of commands, and our own
+_OTHERS = ("WALVEC_URL", "WALVEC_API_KEY", "WALVEC_SUPERVISOR_PID", "WALVEC_SUPERVISOR_KEY")
+"""No settings: of commands, and our own."""
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 

@@ -20,6 +20,8 @@ from collections.abc import Awaitable, Callable, Iterator
 logger = logging.getLogger(__name__)
 
 SUPERVISOR = "WALVEC_SUPERVISOR_PID"
+OWN_KEY = "WALVEC_SUPERVISOR_KEY"
+"""The API key of this `walvec up` itself, made at its start and kept nowhere."""
 """Environment variable by which a supervisor tells its children who it is."""
 
 _WATCH_SECONDS = 0.5
