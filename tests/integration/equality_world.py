@@ -25,8 +25,10 @@ from cdc.rows import RowShape
 from cdc.slots import SlotState
 from cdc.stream import Delivered
 from cdc.work import ChunkWriter, sweep_record
-from embedder import batch as batches
+from embedder.batch import Batch
+from embedder.context import Context
 from embedder.dispatch import Dispatcher
+from embedder.intake import take_in
 from embedder.memory import Memory
 from embedder.packing import Limits
 from embedder.providers.fake import FakeProvider
@@ -120,14 +122,6 @@ class Held:
         self.records.append((topic, list(records)))
 
     async def close(self) -> None:
-        return
-
-
-class Deaths:
-    async def count(self, letters: int) -> None:
-        return
-
-    async def reset(self) -> None:
         return
 
 
@@ -564,8 +558,8 @@ class World:
         await self.reveal()
         return RowsRead(found, snapshot)
 
-    def context(self, producer: Any) -> batches.Context:
-        return batches.Context(
+    def context(self, producer: Any) -> Context:
+        return Context(
             table=self.table,
             connection=self.control.feed.current.connections[CONNECTION],
             producer=producer,
@@ -573,7 +567,8 @@ class World:
             lookup=Lookup(self),
             rows=self,
             dispatcher_of=lambda generation: self.dispatcher,
-            deaths=Deaths(),
+            memory_of=lambda generation: self.dispatcher.memory,
+            dead_letter_limit=10**9,
         )
 
     async def embed(self) -> None:
@@ -581,7 +576,8 @@ class World:
         if not fetches:
             return
         held = Held()
-        await batches.Batch(self.context(held)).run(fetches)
+        context = self.context(held)
+        await Batch(context, self.generation).run(await take_in(context, fetches))
         if self._fault(0.1):
             self._later("vectors", lambda: self._all(held))
             return
