@@ -253,11 +253,11 @@ class Worker:
         """Rule known-generation: what is newer than our definitions is not gone, the feed has not brought it yet (it
         then ends this desk and begins another). Only what the control database itself does not know is passed over."""
         ask_at = time.monotonic()
-        while all(g.number < number for g in self.table.generations):
+        while self.table.next_generation <= number:
             if time.monotonic() >= ask_at:
                 found = await persistently(self._control.definitions.snapshot, self.table, "get_definitions")
                 table = found.vector_tables.get(self.table.id)
-                if table is None or all(g.number < number for g in table.generations):
+                if table is None or table.next_generation <= number:
                     extra = {"action": "generation", "table": self.table.name, "generation": number}
                     logger.warning("unknown generation", extra=extra)
                     return

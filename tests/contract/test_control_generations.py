@@ -109,7 +109,7 @@ async def test_a_task_is_adopted(read: Control) -> None:
         await read.tasks.adopt("task_none")
 
 
-async def test_what_is_read_again_does_not_swap(read: Control) -> None:
+async def test_fed_or_read_what_is_read_again_does_not_swap(read: Control) -> None:
     """Rule fed-or-read: also when the task that reads it again fails, or is cancelled."""
     _, task = await read.definitions.rebuild(PRODUCTS.id, SECOND)
     await read.states.set_backfilled(PRODUCTS.id, 2)

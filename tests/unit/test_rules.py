@@ -47,6 +47,9 @@ RULES = (
     "purge-horizon",
     "epoch",
     "known-generation",
+    "since-routed",
+    "never-back",
+    "fed-or-read",
 )
 _HELD = re.compile(r"\brule\s+([a-z]+(?:-[a-z]+)*)", re.IGNORECASE)
 _TEST = re.compile(r"def (test_\w+)\(")

@@ -68,7 +68,7 @@ def test_another_number_than_the_next_is_refused(number: int) -> None:
     assert refused.value.code == "generation_taken"
 
 
-def test_a_number_is_given_once() -> None:
+def test_never_back_a_number_is_given_once() -> None:
     """Rule never-back."""
     table = generations.aborted(building())
     assert (states(table), table.next_generation) == ({1: "active"}, 3)
@@ -108,7 +108,7 @@ def test_a_table_that_nobody_read_gets_another_definition_at_once() -> None:
             generations.replaced_active(other, another(other), {}, read=read)
 
 
-def test_a_swap_begins_only_with_all_rows_and_indexes_and_no_reading() -> None:
+def test_fed_or_read_a_swap_begins_only_with_all_rows_and_indexes_and_no_reading() -> None:
     """Rule fed-or-read: a generation that is read again does not serve before that is done."""
     table = building()
     for missing in (table, generations.filled(table, 2), generations.ready(table, 2)):
@@ -196,7 +196,7 @@ def test_nothing_fills_or_readies_what_is_not_fed() -> None:
     assert generations.filled(table, 9) == table
 
 
-def test_a_retry_is_a_new_generation_of_the_same_definition() -> None:
+def test_never_back_a_retry_is_a_new_generation_of_the_same_definition() -> None:
     """Rule never-back: a role that has not heard of the retry waits for the number, and misses nothing."""
     table = generations.retried(generations.stalled(building(), 2, "no credit"))
     assert states(table) == {1: "active", 2: "retired", 3: "building"}
@@ -208,7 +208,7 @@ def test_a_retry_is_a_new_generation_of_the_same_definition() -> None:
     assert refused.value.code == "nothing_to_abort"
 
 
-def test_a_rollback_is_a_new_generation_of_the_previous_definition() -> None:
+def test_never_back_a_rollback_is_a_new_generation_of_the_previous_definition() -> None:
     table = generations.rolled_back(swapped(embedding_provider_id="emb_2", provider_kind="openai"))
     assert states(table) == {1: "retired", 2: "active", 3: "building"}
     found = table.building

@@ -16,7 +16,7 @@ from walvec.contracts.errors import NotFound, RecordsLost, RecordTooLarge
 from walvec.contracts.wire import decode_change, encode_change
 from walvec.definitions.memory import MemoryControl
 from walvec.definitions.model import Connection, EmbeddingProvider
-from walvec.definitions.rebackfill import go_on_after
+from walvec.definitions.rebackfill import go_on_after, read_again
 from walvec.transport.memory import MemoryLog
 from walvec.transport.records import Record, changes_topic, dead_topic, vectors_topic
 
@@ -212,3 +212,35 @@ async def test_too_many_in_a_row_stop_the_table(control: MemoryControl) -> None:
     assert error is not None
     assert error["kind"] == "dead_letters"
     assert "too large" in error["message"]
+
+
+# ---------------------------------------------------------------- generations
+
+
+async def test_fed_or_read_what_was_lost_is_read_again_by_every_live_generation(control: MemoryControl) -> None:
+    """One that is filled already is not swapped in before it has been read again."""
+    second = replace(TABLE.active, number=2)
+    _, task = await control.definitions.rebuild(TABLE.id, second)
+    await control.tasks.update(task.id, status="completed")
+    await control.states.set_backfilled(TABLE.id, 2)
+    await control.states.set_ready(TABLE.id, 2)
+    await read_again(control, [TABLE], "the slot was lost")
+    tasks = await control.tasks.open_tasks([TABLE.id])
+    assert [(t.generation, t.params["sweep"]) for t in tasks] == [(1, True), (2, True)]
+    assert not await control.states.begin_swap(TABLE.id, 2)
+
+
+async def test_what_is_not_fed_is_not_read_again(control: MemoryControl) -> None:
+    await control.definitions.rebuild(TABLE.id, replace(TABLE.active, number=2))
+    await control.states.set_stalled(TABLE.id, 2, "provider_stop", "no credit")
+    await read_again(control, [TABLE], "the slot was lost")
+    assert [t.generation for t in await control.tasks.open_tasks([TABLE.id])] == [1]
+
+
+async def test_a_rebuild_that_begins_anew_is_still_asked_for(control: MemoryControl) -> None:
+    _, task = await control.definitions.rebuild(TABLE.id, replace(TABLE.active, number=2))
+    await control.tasks.adopt(task.id)
+    await read_again(control, [TABLE], "the slot was lost")
+    (active, again) = await control.tasks.open_tasks([TABLE.id])
+    assert (active.params.get("asked"), again.params.get("asked")) == (None, True)
+    assert (await control.tasks.get(task.id)).status == "cancelled"
