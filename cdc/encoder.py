@@ -140,10 +140,13 @@ def check_relation(plan: TablePlan, relation: Relation) -> None:
             raise TableChanged(
                 f'column "{name}" of {plan.schema}.{plan.source_table} was dropped or renamed.',
                 f"Name an existing column in the definition of {plan.name}. {_AGAIN}",
+                column=name,
             )
         if found.type_oid != type_oid:
             raise TableChanged(
-                f'column "{name}" of {plan.schema}.{plan.source_table} is not of type {type_name} any more.', _AGAIN
+                f'column "{name}" of {plan.schema}.{plan.source_table} is not of type {type_name} any more.',
+                _AGAIN,
+                column=name,
             )
     hidden = [name for name, _ in plan.key if not present[name].identity]
     if hidden:

@@ -211,8 +211,17 @@ class Jobs:
         except (SourceRejected, SourceUnavailable, TaskEnded) as again:
             log.warning("source refuses", extra={"action": "task_waits", "task": task.id, "reason": again.args[0]})
             return False
-        log.error("table stops", extra={"action": "table_stopped", "table": table.name, "kind": e.kind})
         try:
+            building = table.building
+            if (
+                building is not None
+                and building.number == task.generation
+                and await self._control.states.set_stalled(table.id, building.number, e.kind, str(e))
+            ):
+                extra = {"action": "stalled", "table": table.name, "generation": building.number, "reason": str(e)}
+                log.error("generation stalled", extra=extra)
+                return True  # the task has ended with it
+            log.error("table stops", extra={"action": "table_stopped", "table": table.name, "kind": e.kind})
             await self._control.states.set_error(table.id, e.kind, e.message, e.cure)
             await self._control.tasks.update(task.id, last_error=str(e))
             version = self._control.feed.current.version

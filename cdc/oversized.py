@@ -127,4 +127,4 @@ def _delete(change: Change) -> Change:
 def _generations(change: Change, table: VectorTable) -> list[int]:
     if change.generation != ALL_GENERATIONS:
         return [change.generation]
-    return [g.number for g in table.live_generations]
+    return [g.number for g in table.live_generations if change.concerns(g.number)]

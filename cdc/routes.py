@@ -196,9 +196,12 @@ class Routes:
         await self._topics.check(t for t in tables if t.id in self._plans)
 
     async def stop(self, table_id: str, error: WalvecError) -> None:
-        """This table stops until a person acts; its changes from here on are read again then."""
+        """This table stops until a person acts; its changes from here on are read again then. What is being built and
+        alone needs the column that changed is given up instead."""
         self._drop(table_id)
         table = self._control.feed.current.vector_tables.get(table_id)
+        if table is not None and await self._stalls(table, error):
+            return
         log.error("table stopped", extra={"action": "table_stopped", "table_id": table_id, "kind": error.kind})
         try:
             await self._control.states.set_error(table_id, error.kind, error.message, error.cure)
@@ -206,6 +209,23 @@ class Routes:
             return
         await read_again(self._control, [table] if table is not None else [], "the table was stopped")
         self._stopped[table_id] = (await self._control.definitions.snapshot()).version
+
+    async def _stalls(self, table: VectorTable, error: WalvecError) -> bool:
+        building, column = table.building, error.column if isinstance(error, TableChanged) else None
+        if building is None or column is None:
+            return False
+        if any(c.name == column for c in (*table.active.key, *table.active.used_columns)):
+            return False
+        try:
+            if not await self._control.states.set_stalled(table.id, building.number, error.kind, str(error)):
+                return False
+        except NotFound:
+            return False
+        extra = {"action": "stalled", "table": table.name, "generation": building.number, "reason": str(error)}
+        log.error("generation stalled", extra=extra)
+        # until the feed tells, and the active one is routed alone, its changes are not either
+        await read_again(self._control, [table], "its columns changed while a generation was built")
+        return True
 
     def _drop(self, table_id: str) -> None:
         self._plans.pop(table_id, None)

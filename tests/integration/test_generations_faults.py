@@ -232,6 +232,29 @@ async def test_a_store_that_refuses_the_new_generation_stalls_it_and_nothing_els
     await at.equal()
 
 
+async def test_a_column_that_only_the_new_generation_needs_is_dropped(at: World) -> None:
+    """Rows that follow no longer fit it, and its reading is refused: it stalls, the active one goes on."""
+    await at.kill("sink")
+    number = await at.rebuild(BODIES)
+    await eventually(lambda: rows_read(at, number))
+    await at.sql("ALTER TABLE products DROP COLUMN body", "UPDATE products SET name = 'it goes on' WHERE id = 3")
+
+    async def stalled() -> bool:
+        return (await built(at)).state == "stalled"
+
+    await eventually(stalled, 60)
+    assert "body" in str((await built(at)).stalled)
+    assert (await at.table()).error is None
+    at.start("sink")
+
+    async def goes_on() -> bool:
+        return await at.rows("SELECT embedded_text FROM walvec.products WHERE id = 3") == [("it goes on",)]
+
+    await eventually(goes_on)
+    with pytest.raises(Conflict):
+        await at.control.tasks.create("backfill", TABLE, number, {})
+
+
 async def test_a_swap_that_the_store_refuses_is_undone_and_can_be_tried_again(at: World) -> None:
     await at.sql("CREATE VIEW mine AS SELECT id, price FROM walvec.products")
     await at.rebuild(NO_PRICE)

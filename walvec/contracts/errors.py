@@ -65,9 +65,14 @@ class SlotLost(WalvecError):
 
 
 class TableChanged(WalvecError):
-    """A used column was dropped, renamed or retyped: this table stops, the others go on."""
+    """A used column was dropped, renamed or retyped: this table stops, the others go on. `column`: where one is to
+    blame alone."""
 
     kind = "table_changed"
+
+    def __init__(self, message: str, cure: str = "", *, column: str | None = None) -> None:
+        super().__init__(message, cure)
+        self.column = column
 
 
 class ProviderWait(WalvecError):
