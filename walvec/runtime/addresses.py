@@ -45,7 +45,7 @@ _REFUSED_NAMES = (
     "instance-data",
     "instance-data.ec2.internal",
 )
-# Those that only say where, who and how. Others name files on this machine, another server, or commands for the session.
+# Those that say where, who and how. Others name files on this machine, another server, or commands for the session.
 _TAKEN = (
     "host port dbname user password sslmode sslrootcert sslnegotiation sslsni sslcompression ssl_min_protocol_version"
     " ssl_max_protocol_version channel_binding require_auth gssencmode target_session_attrs load_balance_hosts"

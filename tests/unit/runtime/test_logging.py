@@ -1,5 +1,6 @@
 """Log lines: fields, one line each, and no secret in them."""
 
+import contextvars
 import io
 import json
 import logging
@@ -54,3 +55,15 @@ def test_no_secret_is_written(style: str) -> None:
 )
 def test_secrets_are_blotted_out(text: str) -> None:
     assert "hunter2" not in walvec_logging.redact(text)
+
+
+def test_a_line_has_the_id_of_the_request_that_is_served() -> None:
+    stream = io.StringIO()
+    walvec_logging.configure("api", style="json", stream=stream)
+    context = contextvars.copy_context()
+    context.run(walvec_logging.request_id.set, "req_1234")
+    context.run(logging.getLogger("x").info, "within")
+    logging.getLogger("x").info("outside")
+    within, outside = map(json.loads, stream.getvalue().splitlines())
+    assert within["request_id"] == "req_1234"
+    assert "request_id" not in outside
