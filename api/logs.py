@@ -39,9 +39,16 @@ NDJSON = "application/x-ndjson"
 
 @router.get("/topics")
 async def topics(services: Use) -> Json:
-    """All topics of the log, those of no table too. Groups are asked side by side, a few at a time."""
-    snapshot, found = await asyncio.gather(services.snapshot(), services.log.topics())
-    owners = {_NAMES[kind](t.storage_name): (t, kind) for t in snapshot.vector_tables.values() for kind in _NAMES}
+    """Topics of this environment's vector tables; the default organization also sees those of no table. Groups are
+    asked side by side, a few at a time."""
+    everything, found = await asyncio.gather(services.control.definitions.snapshot(), services.log.topics())
+    owners = {_NAMES[kind](t.storage_name): (t, kind) for t in everything.vector_tables.values() for kind in _NAMES}
+    stray = services.organization.id == everything.default_organization.id
+
+    def visible(topic: str) -> bool:
+        return owners[topic][0].environment_id == services.environment.id if topic in owners else stray
+
+    found = [stats for stats in found if visible(stats.topic)]
     turn = asyncio.Semaphore(_AT_ONCE)
 
     async def one(stats: TopicStats) -> dict[str, Any]:
