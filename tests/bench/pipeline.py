@@ -6,6 +6,7 @@ Prints a table and the same as JSON (`--json FILE`: into a file). Scenarios: `--
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import statistics
 import subprocess
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.acceptance.harness import Walvec, document, free_port, wait_until
+from tests.bench import swap_bench
 from tests.bench.rows import COLUMNS, rows
 from walvec.definitions import document as definitions
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
@@ -327,6 +329,16 @@ def over_kafka(name: str) -> Callable[[Bench], list[Figure]]:
     return run
 
 
+def swap(b: Bench) -> list[Figure]:
+    """100,000 rows in two generations that take each other's place, under searches, reads of the view and writes."""
+    found = asyncio.run(swap_bench.measure(b.database("swap"), 100_000))
+    note = f"{found.queries:,} queries, none failed or lacked rows; {len(found.swaps)} swaps of other columns"
+    return [
+        Figure("a query beside a swap, how much longer", max(found.extra) * 1000, "ms", target="< 100", note=note),
+        Figure("a swap itself, median", statistics.median(found.swaps) * 1000, "ms"),
+    ]
+
+
 SCENARIOS: dict[str, Callable[[Bench], list[Figure]]] = {
     "reader": reader,
     "static": static_load,
@@ -334,6 +346,7 @@ SCENARIOS: dict[str, Callable[[Bench], list[Figure]]] = {
     "slow-provider": slow_provider,
     "live": live,
     "frugal": frugal,
+    "swap": swap,
     "million": million,
     "kafka-reader": over_kafka("reader"),
     "kafka-live": over_kafka("live"),
