@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 _MIN_MEMORY_MB = 64
 _MAX_MEMORY_MB = 1024
 _WAIT_SECONDS = 0.5
+_OPTIONS = ("m", "ef_construction")
 _UNORDERED = frozenset({"json", "jsonb", "xml", "point", "line", "polygon"})
 
 
@@ -32,7 +33,7 @@ def wanted_indexes(layout: Layout, index: Mapping[str, Any]) -> dict[str, str]:
     if kind not in ("hnsw", "none"):
         raise DefinitionError(f"Index kind {kind!r} is not known.", "Use hnsw or none.")
     if kind == "hnsw" and layout.ann_possible:
-        options = ", ".join(f"{k} = {int(index[k])}" for k in ("m", "ef_construction") if k in index)
+        options = ", ".join(f"{k} = {int(index[k])}" for k in _OPTIONS if k in index)
         found[f"{layout.index_head}_ann"] = (
             f"USING hnsw (embedding {layout.operator_class}){f' WITH ({options})' if options else ''} WHERE live"
         )
@@ -80,7 +81,9 @@ async def build_indexes(session: Session, layout: Layout, index: Mapping[str, An
     try:
         await conn.execute(f"ANALYZE {layout.table}".encode())
         await _raise_memory(session, layout)
-        for name, definition in wanted_indexes(layout, index).items():
+        wanted = wanted_indexes(layout, index)
+        await _drop_other(session, layout, f"{layout.index_head}_ann", index, wanted)
+        for name, definition in wanted.items():
             await _build(session, layout, name, definition)
     finally:
         if not conn.closed:
@@ -104,6 +107,22 @@ async def _raise_memory(session: Session, layout: Layout) -> None:
     need = max(_MIN_MEMORY_MB, min(_MAX_MEMORY_MB, int(max(row[0], 0) * width * 1.2) >> 20))
     if need > row[1]:
         await session.conn.execute(f"SET maintenance_work_mem = '{need}MB'".encode())
+
+
+async def _drop_other(
+    session: Session, layout: Layout, ann: str, index: Mapping[str, Any], wanted: Mapping[str, str]
+) -> None:
+    """An ANN index of another definition than the one that is wanted now; until it is built anew, searches scan."""
+    cur = await session.conn.execute(
+        b"SELECT c.reloptions FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+        b"WHERE i.indrelid = %s::regclass AND c.relname = %s",
+        (layout.table, ann),
+    )
+    row = await cur.fetchone()
+    options = {f"{k}={int(index[k])}" for k in _OPTIONS if k in index}
+    if row is not None and (ann not in wanted or set(row[0] or ()) != options):
+        logger.info("dropping an index of another definition", extra={"action": "drop_index", "index": ann})
+        await session.conn.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {ident(layout.schema)}.{ident(ann)}".encode())
 
 
 async def _build(session: Session, layout: Layout, name: str, definition: str) -> None:

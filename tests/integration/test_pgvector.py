@@ -232,6 +232,24 @@ async def test_halfvec_above_2000_dimensions(store: PgvectorStore, postgres: Pos
     assert len(await store.search(table, generation, np.ones(3072, dtype=np.float32), limit=5)) == 5
 
 
+async def test_another_index_takes_the_place_of_the_one_before(
+    store: PgvectorStore, postgres: PostgresDatabase
+) -> None:
+    table = table_of()
+    generation = table.active
+    await store.ensure(table, generation)
+    for index, options in (
+        ({"kind": "hnsw"}, [None]),
+        ({"kind": "hnsw", "m": 4}, [["m=4"]]),
+        ({"kind": "hnsw", "m": 4, "ef_construction": 20}, [["m=4", "ef_construction=20"]]),
+        ({"kind": "none"}, []),
+        ({"kind": "hnsw"}, [None]),
+    ):
+        await store.build_indexes(table, replace(generation, index=index))
+        found = postgres.execute("SELECT reloptions FROM pg_class WHERE relname LIKE '%\\_ann' AND relkind = 'i'")
+        assert [r for (r,) in found] == options
+
+
 async def test_an_invalid_index_of_a_killed_build_is_made_anew(
     store: PgvectorStore, postgres: PostgresDatabase
 ) -> None:

@@ -227,7 +227,7 @@ def _loose(old: Generation, new: Generation) -> Generation:
     return replace(
         new,
         state=old.state,
-        ready=old.ready,
+        ready=old.ready and old.index == new.index,
         filled=old.filled,
         swapping=old.swapping,
         stalled=old.stalled,

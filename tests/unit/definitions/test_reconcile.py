@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from api.reconcile import Plan, apply, plan
-from walvec.contracts.errors import DefinitionError, StoreRejected
+from walvec.contracts.errors import ConfigError, DefinitionError, StoreRejected
 from walvec.contracts.sources import Check, SourceTable, TableColumn
 from walvec.definitions.document import Document, loads
 from walvec.definitions.memory import MemoryControl
@@ -237,21 +237,88 @@ async def test_what_the_store_refuses_leaves_nothing_behind() -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("{name: name, role: embedding}", "{name: name, role: embedding, name_prefix: 'N: '}"),
-        ("{name: name, role: embedding}", "{name: code, role: embedding}"),
-        ("      - {name: price, role: metadata}\n", ""),
-        ("source_table: products", "source_table: products\n    separator: ' '"),
         ("source_table: products", "source_table: products\n    store: qdrant"),
         ("source_table: products", "source_table: products\n    primary_key_column: code"),
     ],
 )
-async def test_what_makes_other_vectors_is_refused_on_a_running_table(old: str, new: str) -> None:
+async def test_what_a_table_keeps_for_ever_is_refused(old: str, new: str) -> None:
     world = World()
     await world.apply(loads(TEXT))
     before = world.products
     with pytest.raises(DefinitionError, match="under a new name"):
         await world.apply(changed(old, new))
     assert world.products == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field"),
+    [
+        ("{name: name, role: embedding}", "{name: name, role: embedding, name_prefix: 'N: '}", "columns"),
+        ("{name: name, role: embedding}", "{name: code, role: embedding}", "columns"),
+        ("      - {name: price, role: metadata}\n", "", "columns"),
+        ("source_table: products", "source_table: products\n    separator: ' '", "separator"),
+    ],
+)
+async def test_what_makes_other_vectors_builds_a_generation(old: str, new: str, field: str) -> None:
+    world = World()
+    await world.apply(loads(TEXT))
+    before = world.products
+    await world.control.states.set_backfilled(before.id, 1)
+    (*_, difference) = (await world.plan(changed(old, new))).differences
+    assert difference.fields["rebuild"] == "new generation"
+    assert field in difference.fields
+    assert world.products.generations == before.generations  # a plan changes nothing
+    assert (await world.apply(changed(old, new)))[-1] == ("changed", "products")
+    now = world.products
+    assert (now.active.number, now.building and now.building.number, now.pending_rebackfill) == (1, 2, True)
+    assert now.active.columns == before.active.columns
+    assert (await world.apply(changed(old, new)))[-1] == ("unchanged", "products")
+    tasks = await world.control.tasks.open_tasks([now.id])
+    assert [t.generation for t in tasks if t.task_type == "rebackfill"] == [2]
+    # and back: what was being built is given up
+    assert (await world.apply(loads(TEXT)))[-1] == ("changed", "products")
+    assert (world.products.building, world.products.active.number) == (None, 1)
+
+
+async def test_metadata_in_another_order_is_the_same() -> None:
+    world = World()
+    one = changed(
+        "{name: price, role: metadata}", "{name: price, role: metadata}\n      - {name: code, role: metadata}"
+    )
+    other = changed(
+        "{name: price, role: metadata}", "{name: code, role: metadata}\n      - {name: price, role: metadata}"
+    )
+    await world.apply(one)
+    assert (await world.apply(other))[-1] == ("unchanged", "products")
+
+
+async def test_a_secret_that_is_not_given_stays() -> None:
+    world = World()
+    await world.apply(changed("provider: static}", "provider: static, api_key: k-1}"))
+    assert await world.apply(changed("u:s3cr3t@h", "u@h")) == [
+        ("unchanged", "shop"), ("unchanged", "local"), ("unchanged", "products"),
+    ]  # fmt: skip
+    now = world.control.feed.current
+    assert [("s3cr3t" in c.dsn) for c in now.connections.values()] == [True]
+    assert [p.api_key for p in now.providers.values()] == ["k-1"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("u:s3cr3t@h/d", "u@elsewhere/d"),
+        ("u:s3cr3t@h/d", "other@h/d"),
+        ("u:s3cr3t@h/d", "u@h:5433/d"),
+        ("provider: static}", "provider: static, base_url: 'http://elsewhere'}"),
+    ],
+)
+async def test_a_stored_secret_is_not_sent_elsewhere(old: str, new: str) -> None:
+    world = World()
+    await world.apply(changed("provider: static}", "provider: static, api_key: k-1}"))
+    before = world.control.feed.current
+    with pytest.raises((DefinitionError, ConfigError), match="not given"):
+        await world.apply(changed(old, new))
+    assert world.control.feed.current == before
 
 
 async def test_harmless_changes_are_made_in_place() -> None:
