@@ -113,7 +113,8 @@ async def _patiently_bound(config: uvicorn.Config, stop: asyncio.Event) -> socke
 def _bound(config: uvicorn.Config) -> socket.socket:
     """Bound here, because uvicorn would end the process where the port is taken."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns Nagle's delay off only for sockets that say they are TCP: without it each answer waits for an ACK
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((config.host, config.port))
