@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from embedder.dispatch import Dispatcher
 from embedder.memory import Memory
 from embedder.providers import registry
-from walvec.contracts.errors import DefinitionError, NotFound
+from walvec.contracts.errors import DefinitionError
 from walvec.definitions.model import EmbeddingProvider, Generation, Snapshot, VectorTable
 from walvec.runtime.settings import Settings
 
@@ -70,13 +70,13 @@ class Channels:
         return None if channel is None else channel.dispatcher
 
     def dispatcher(self, table: VectorTable, generation: Generation) -> Dispatcher:
-        """Raises DefinitionError, and NotFound for the provider."""
+        """Raises DefinitionError."""
         key = _channel_key(table, generation)
         channel = self._open.get(key)
         if channel is None:
             provider = self._snapshot.providers.get(key[0])
             if provider is None:
-                raise NotFound(f"there is no embedding provider {key[0]}.", "Apply the definitions again.")
+                raise DefinitionError(f"there is no embedding provider {key[0]}.", "Apply the definitions again.")
             made = registry.make(provider, key[1], key[2], self._settings)
             memory = self.memory(table, generation)
             if made.limits.local:

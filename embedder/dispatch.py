@@ -2,8 +2,9 @@
 
 One text is sent once, even when several batches in flight hold it (single flight), and what was sent is remembered
 until the store has it. No row loses an attempt to *wait* or *stop*; *this input* halves the request down to the
-culprit. Texts that serve nobody yet (`later`) fill what the others leave of a request. Answers go to the batches'
-inboxes, one call per request. What may be sent when: `pace`; what fits: `packing`.
+culprit. Texts that serve nobody yet (`later`) have requests of their own, behind those of all others but for one in
+`_LATER_TURN`. Answers go to the batches' inboxes, one call per request. What may be sent when: `pace`; what fits:
+`packing`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import random
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from typing import Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -29,6 +30,7 @@ from walvec.contracts.histograms import NUMBERS, Histogram
 _log = logging.getLogger(__name__)
 _CANARY = "walvec"
 _SPLIT_AFTER = {"answer": 3, "dimensions": 3, "timeout": 3, "server": 6}
+_LATER_TURN = 8
 _CUT_FLOOR = 256  # tokens: a shorter text is not cut further, it is refused
 
 
@@ -124,6 +126,7 @@ class Dispatcher:
         self._jitter = jitter
         self._queue: OrderedDict[str, _Want] = OrderedDict()
         self._later: OrderedDict[str, _Want] = OrderedDict()
+        self._turns = 0
         self._again: deque[_Pack] = deque()
         self._wanted: dict[str, _Want] = {}
         self._leaving: list[_Pack] = []
@@ -187,8 +190,8 @@ class Dispatcher:
         return packing.cut(text, limit) if limit else text
 
     def want(self, texts: Iterable[tuple[str, str]], inbox: Inbox, *, later: bool = False) -> None:
-        """(hash, text) pairs, each hash once; every one of them is answered to `inbox`, some at once. `later`: after
-        all that is wanted without it."""
+        """(hash, text) pairs, each hash once; every one of them is answered to `inbox`, some at once. `later`: what is
+        wanted without it goes first."""
         known: list[Answer] = []
         usage = inbox.usage
         if not self._wanted:
@@ -272,14 +275,12 @@ class Dispatcher:
             if pack.wants:
                 return pack
         while self._queue or self._later:
+            self._turns += 1
+            late = not self._queue or (bool(self._later) and self._turns % _LATER_TURN == 0)
+            queue = self._later if late else self._queue
             # a cheap cut of what is given up; `head` looks no further than one request
-            waiting = chain(self._queue.values(), self._later.values())
-            first = list(islice(waiting, self._limits.max_items))
-            first = first[: packing.head(first, self._limits)]
-            for want in first:
-                if self._queue.pop(want.hash, None) is None:
-                    del self._later[want.hash]
-            wants = self._alive(first)
+            count = packing.head(list(islice(queue.values(), self._limits.max_items)), self._limits)
+            wants = self._alive([queue.popitem(last=False)[1] for _ in range(count)])
             if wants:
                 return _Pack(wants)
         return None

@@ -25,7 +25,7 @@ from embedder.batch import Batch
 from embedder.context import Context, Stalled
 from embedder.intake import Polled, read_again
 from embedder.offsets import Ticket
-from walvec.contracts.errors import ControlUnavailable, DefinitionError, NotFound, RecordsLost, TableChanged
+from walvec.contracts.errors import ControlUnavailable, DefinitionError, RecordsLost, TableChanged
 from walvec.definitions.model import Generation
 from walvec.definitions.rebackfill import lost_records
 from walvec.runtime.retry import persistently
@@ -184,7 +184,7 @@ class Lane:
             await work
         except Stalled:
             return False
-        except (DefinitionError, NotFound, TableChanged) as e:
+        except (DefinitionError, TableChanged) as e:
             if await self._context.stall(self.number, e.kind, str(e)):
                 return False
             if isinstance(e, TableChanged):

@@ -214,9 +214,9 @@ class Service:
         for table_id, usage in list(self._usage.items()):
             table = self._snapshot.vector_tables.get(table_id)
             if table is not None:
-                yield from _of_table(usage, table.name)
+                yield from _of_table(usage, table.label)
         for (_, model, dimensions), channel in self._channels:
-            yield from _of_provider(channel.dispatcher, channel.provider.name, model, str(dimensions))
+            yield from _of_provider(channel.dispatcher, channel.provider.label, model, str(dimensions))
 
     async def _report(self) -> None:
         while True:
