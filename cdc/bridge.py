@@ -74,6 +74,7 @@ class Bridge:
         self._reported_at = 0.0
         self._events = 0
         self._told = ""
+        self._plan: TablePlan | None = None
 
     def _table(self) -> VectorTable:
         found = self._control.feed.current.vector_tables.get(self._id)
@@ -133,10 +134,10 @@ class Bridge:
         self._owned, self._bases, self._uncommitted = frozenset(), {}, {}
         consumer = self._log.consumer(source.kafka_topic, bridge_group(table.storage_name), self._revoked)
         stack.push_async_callback(consumer.close)
-        plan, checked = TablePlan.of(table), time.monotonic()
+        self._plan, checked = TablePlan.of(table), time.monotonic()
         while not stop.is_set():
             now = self._table()
-            if TablePlan.of(now) != plan or now.source != source or _stopped(now):
+            if TablePlan.of(now) != self._plan or now.source != source or _stopped(now):
                 return  # the next session begins with the new definition
             fetches = await self._poll(consumer, now)
             await self._assigned(consumer, source.kafka_topic, table)
@@ -181,9 +182,16 @@ class Bridge:
             return
         if self._sequence > self._progress.sequence and (idle or self._due()):
             await self._store_sequence()
-        if self._sequence <= self._progress.sequence:
+        if self._sequence <= self._progress.sequence and await self._routed_for_all():
             offsets, self._uncommitted = self._uncommitted, {}
             await self._commit(consumer, offsets)
+
+    async def _routed_for_all(self) -> bool:
+        """Rule since-routed: what was written for the generations that this process knows is written again when there
+        is another one by now, whose backfill may have read its rows before. Asked after the append, before the commit:
+        one that is defined later is read later."""
+        found = (await self._control.definitions.snapshot()).vector_tables.get(self._id)
+        return found is not None and TablePlan.of(found) == self._plan
 
     def _due(self) -> bool:
         return time.monotonic() - self._stored_at > _STORE_SECONDS

@@ -19,6 +19,7 @@ from cdc.debezium_order import ABOVE_CHANGES
 from tests.plugins.kafka import KafkaCluster
 from tests.plugins.postgres import PostgresDatabase
 from tests.plugins.source_table import connection, consuming, control_with, records, vector_table
+from tests.plugins.stale_feed import StaleControl
 from tests.unit.cdc_bridge import samples
 from walvec.contracts.errors import ControlUnavailable
 from walvec.contracts.letters import DeadLetter
@@ -117,6 +118,32 @@ async def test_the_backfill_and_what_the_connector_writes_then(
     store = await store_of(log, table)
     assert samples.differences(store, samples.held(sample)) == []
     assert not await control.letters.page(table.id)
+
+
+async def test_since_routed_what_was_written_for_fewer_generations_is_written_again(
+    postgres: PostgresDatabase, table: VectorTable, eventually: Callable[..., Any]
+) -> None:
+    """Another process may have read the new generation's rows already, before this one has heard of it."""
+    log, control = MemoryLog(), await control_with(postgres.dsn, table)
+    await log.ensure_topic(TOPIC, 1)
+    stale = StaleControl(control)
+    async with bridged(stale, log, table):  # type: ignore[arg-type]
+        await eventually(lambda: loaded(control, table))
+        stale.feed.bring()
+        await control.definitions.rebuild(table.id, replace(table.active, number=2))
+        await write(log, change("u", {"id": 1, "title": "new"}, lsn=2_000_000, last=1_900_000))
+        await eventually(lambda: _newest(log, table, {0}))
+        await eventually(lambda: stale.asked)
+        assert not await read(log, table)
+        stale.feed.bring()
+        await eventually(lambda: read(log, table))
+        assert await _newest(log, table, {0, 2})
+    streamed = [c for c in await records(log, table) if c.op == "u"]
+    assert len({c.position for c in streamed}) == 1
+
+
+async def _newest(log: Log, table: VectorTable, wanted: set[int]) -> bool:
+    return {c.newest for c in await records(log, table) if c.op == "u"} == wanted
 
 
 async def test_a_transaction_that_is_not_visible_yet_is_waited_for(
