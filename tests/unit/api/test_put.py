@@ -1,0 +1,154 @@
+"""PUT of a vector table: what it changes, what it refuses by name, and who may overwrite whom."""
+
+from typing import Any
+
+import pytest
+
+from api.preconditions import strong_tags
+from tests.unit.api.worlds import COLUMNS, World
+
+OTHER = [*COLUMNS[:2], {"name": "stock", "role": "metadata", "filter_type": "integer"}]
+
+
+async def synced(world: World) -> None:
+    await world.apply()
+    await world.backfilled()
+
+
+async def test_other_columns_build_a_generation_and_the_old_one_serves(world: World) -> None:
+    await synced(world)
+    made = await world.ask("PUT", world.path, {"columns": OTHER})
+    assert (made["sync_status"], made["columns"], made["active"]["columns"]) == ("pending_rebackfill", OTHER, COLUMNS)
+    assert (made["generations"]["active"], made["generations"]["building"]["generation"]) == (1, 2)
+    found = await world.ask("GET", f"{world.path}/generations")
+    assert [(g["generation"], g["state"]) for g in found["data"]] == [(2, "building"), (1, "active")]
+    (task,) = await world.control.tasks.open_tasks([world.table.id])
+    assert (task.task_type, task.generation, task.params["sweep"]) == ("rebackfill", 2, True)
+    adopted = await world.ask("POST", f"{world.path}/backfill")
+    assert (adopted["task_id"], adopted["status"]) == (task.id, "pending")
+    await world.swapped()
+    now = await world.ask("GET", world.path)
+    assert (now["sync_status"], now["columns"], now["generation"]) == ("synced", OTHER, 2)
+    assert now["generations"]["previous"]["kept_until"] == "2999-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"name": "renamed"},
+        {"keep_previous": 5},
+        {"sync_mode": "batch"},
+        {"backfill": "manual"},
+        {"index": {"kind": "none"}},
+        {"columns": [{**c, "filter_type": "keyword"} if c["name"] == "category" else c for c in COLUMNS]},
+        {"columns": [*COLUMNS[:2], COLUMNS[4], COLUMNS[3], COLUMNS[2]]},
+        {"columns": COLUMNS, "embedding_model": "minilm-static-256", "embedding_dimensions": 256},
+        {},
+    ],
+)
+async def test_what_rebuilds_nothing(world: World, body: dict[str, Any]) -> None:
+    await synced(world)
+    before = world.table
+    made = await world.ask("PUT", world.path, body)
+    assert (made["sync_status"], made["building_generation"]) == ("synced", None)
+    for name, value in body.items():
+        if name != "columns":
+            assert made[name] == value
+    assert await world.control.tasks.open_tasks([before.id]) == []
+    assert world.table.storage_name == before.storage_name
+
+
+async def test_a_name_needs_no_source(world: World) -> None:
+    await synced(world)
+    world.source.down = True
+    assert (await world.ask("PUT", world.path, {"name": "renamed", "mode": "managed"}))["view"] == "renamed"
+    refused = await world.ask("PUT", world.path, {"columns": OTHER}, 503)
+    assert refused["error"]["code"] == "source_unavailable"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "said"),
+    [
+        ({"connection_id": "conn_other"}, 422, "validation_error", "connection_id"),
+        ({"source_table": "public.others"}, 422, "validation_error", "public.others"),
+        ({"primary_key_column": "name"}, 422, "validation_error", "name"),
+        ({"mode": "platform"}, 422, "validation_error", "mode"),
+        ({"store": "qdrant"}, 422, "validation_error", "store"),
+        ({"embedding_provider_id": "emb_no"}, 404, "embedding_provider_not_found", "emb_no"),
+        ({"columns": [{"name": "nmae", "role": "embedding"}]}, 422, "validation_error", "'nmae'"),
+        ({"columns": [{"name": "price", "role": "metadata"}]}, 422, "validation_error", "columns"),
+        ({"columns": [COLUMNS[0], COLUMNS[0]]}, 422, "validation_error", "twice"),
+        ({"name": "taken"}, 409, "vector_table_conflict", "taken"),
+        ({"name": ""}, 422, "validation_error", "name"),
+        ({"nmae": "x"}, 422, "validation_error", "nmae"),
+        ({"keep_previous": -1}, 422, "validation_error", "keep_previous"),
+    ],
+)
+async def test_what_cannot_be_changed_is_named(
+    world: World, body: dict[str, Any], status: int, code: str, said: str
+) -> None:
+    await synced(world)
+    now = world.table
+    wanted = {
+        "name": "taken", "connection_id": now.connection_id, "embedding_provider_id": now.embedding_provider_id,
+        "source_table": "products", "columns": COLUMNS,
+    }  # fmt: skip
+    await world.ask("POST", "/v1/vector-tables", wanted, 201)
+    error = (await world.ask("PUT", f"/v1/vector-tables/{now.id}", body, status))["error"]
+    assert error["code"] == code
+    assert said in error["message"]
+    assert world.control.feed.current.vector_tables[now.id] == now
+
+
+async def test_what_is_as_it_was_may_be_given(world: World) -> None:
+    await synced(world)
+    now = await world.ask("GET", world.path)
+    names = ("connection_id", "source_table", "primary_key_column", "mode", "store", "embedding_provider_id")
+    made = await world.ask("PUT", world.path, {name: now[name] for name in names})
+    assert (made["sync_status"], made["updated_at"]) == ("synced", now["updated_at"])
+
+
+async def test_another_model_takes_its_own_dimensions(world: World) -> None:
+    await synced(world)
+    made = await world.ask("PUT", world.path, {"embedding_model": "another"})
+    assert (made["embedding_model"], made["embedding_dimensions"], made["active"]["embedding_model"]) == (
+        "another", 256, "minilm-static-256",
+    )  # fmt: skip
+
+
+async def test_two_writers(world: World) -> None:
+    await synced(world)
+    answer = await world.http.get(world.path)
+    seen = answer.headers["etag"]
+    assert seen.startswith('"')
+    first = await world.http.put(world.path, json={"keep_previous": 1}, headers={"If-Match": seen})
+    second = await world.http.put(world.path, json={"columns": OTHER}, headers={"If-Match": seen})
+    assert (first.status_code, second.status_code) == (200, 412)
+    assert second.json()["error"]["code"] == "precondition_failed"
+    assert world.table.building is None
+    for header, status in (
+        (first.headers["etag"], 200), ("*", 200), (f"W/{first.headers['etag']}", 412), ("nonsense", 412),
+        (f'"other", {first.headers["etag"]}', 200),
+    ):  # fmt: skip
+        found = await world.http.put(world.path, json={"keep_previous": 1}, headers={"If-Match": header})
+        assert found.status_code == status, header
+
+
+async def test_who_gives_no_revision_changes_only_what_it_names(world: World) -> None:
+    """Another writer comes in between reading and writing: both changes are there afterwards."""
+    await synced(world)
+    inspect = world.source.inspect
+
+    async def inspect_late(connection: Any, source_table: str) -> Any:
+        world.source.inspect = inspect  # type: ignore[method-assign]
+        await world.ask("PUT", world.path, {"name": "renamed", "keep_previous": 7})
+        return await inspect(connection, source_table)
+
+    world.source.inspect = inspect_late  # type: ignore[method-assign]
+    made = await world.ask("PUT", world.path, {"columns": OTHER})
+    assert (made["name"], made["keep_previous"], made["columns"]) == ("renamed", 7, OTHER)
+
+
+def test_tags_of_a_header() -> None:
+    assert strong_tags('"a", W/"b" ,"c,d"') == {"a", "c,d"}
+    assert strong_tags("a") == strong_tags('"a" x') == strong_tags("") == set()
