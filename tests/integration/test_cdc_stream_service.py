@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import pytest
 
+from api.removals import Remover
 from cdc import service
+from cdc.source import SourceAccess
 from tests.integration.cdc_world import World, key, vector_table
 from tests.plugins.eventually import eventually
 from tests.plugins.postgres import PostgresDatabase
@@ -47,6 +50,8 @@ async def test_streams_beside_a_backfill_and_leaves_nothing_behind(postgres: Pos
     await w.sql("CREATE TABLE items (id int PRIMARY KEY, name text)", "INSERT INTO items VALUES (1, 'read')")
     table = vector_table("items")
     await w.define()
+    source = SourceAccess()
+    remover = Remover(w.control, cast("Any", NoStore()), w.log, source)
     async with running(w):
         for _ in range(2 if again else 1):
             await w.control.definitions.put_vector_table(table)
@@ -55,8 +60,18 @@ async def test_streams_beside_a_backfill_and_leaves_nothing_behind(postgres: Pos
             await eventually(lambda: read(w, table, b'{"id":1}'))
             await w.sql("INSERT INTO items VALUES (2, 'streamed') ON CONFLICT (id) DO UPDATE SET name = 'again'")
             await eventually(lambda: read(w, table, key(id=2)))
-            await w.control.definitions.delete_vector_table(table.id)
+            # the API's part: the reader has let go, or is ended
+            await remover.at_once(await w.control.definitions.delete_vector_table(table.id))
             await eventually(lambda: gone(w))
+            assert await w.control.removals.open() == []
+    await source.close()
+
+
+class NoStore:
+    """A store in which nothing was made."""
+
+    async def remove(self, table: VectorTable, dsn: str | None) -> None:
+        return
 
 
 async def read(w: World, table: VectorTable, wanted: bytes) -> bool:

@@ -55,7 +55,8 @@ async def test_managed_postgres_guide(world: World) -> None:
     refused = await world.ask("POST", "/v1/vector-tables", wanted, 422)
     assert refused["error"]["code"] == "connection_not_ready"
     tested = await world.ask("POST", f"/v1/connections/{connection['id']}/test")
-    assert tested == {"status": "ok", "latency_ms": 1}
+    assert (tested["status"], tested["latency_ms"], tested["ready"]) == ("ok", 1, True)
+    assert tested["checks"] == [{"name": "wal_level", "ok": True, "detail": "logical", "cure": ""}]
     table = await world.ask("POST", "/v1/vector-tables", wanted, 201)
     assert table["id"].startswith("vt_")
     assert table["sync_status"] == "pending"
@@ -113,8 +114,8 @@ async def test_managed_postgres_guide(world: World) -> None:
     await world.ask("DELETE", path, status=204)
     assert world.store.dropped == [table["id"]]
     assert await world.log.topics() == []
-    await world.ask("DELETE", f"/v1/connections/{connection['id']}", status=204)
     assert world.source.released == [connection["id"]]
+    await world.ask("DELETE", f"/v1/connections/{connection['id']}", status=204)
     assert (await world.ask("GET", path, status=404))["error"]["code"] == "vector_table_not_found"
 
 

@@ -17,7 +17,7 @@ from api.services import Services
 from walvec.contracts.errors import DefinitionError, SourceUnavailable
 from walvec.contracts.keys import partition_of
 from walvec.contracts.position import Position
-from walvec.contracts.sources import Check, SourceTable, TableColumn
+from walvec.contracts.sources import Check, SourceIdentity, SourceTable, TableColumn
 from walvec.contracts.stores import Differences, Hit
 from walvec.definitions.memory import MemoryControl
 from walvec.definitions.model import SourceProgress, VectorTable
@@ -104,6 +104,13 @@ class FakeSource:
         if self.before_scan:
             self.before_scan()
         yield [(k, v) for k, v in self.rows.items() if only is None or k in only]
+
+    async def identity(self, connection: Any) -> SourceIdentity:
+        self._up()
+        return SourceIdentity("1", "shop")
+
+    async def unpublish(self, connection: Any, wanted: Any) -> None:
+        self._up()
 
     async def release(self, connection: Any) -> None:
         self.released.append(connection.id)

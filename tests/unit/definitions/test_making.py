@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from api.reconcile import create_vector_table, remove_vector_table
+from api.reconcile import create_vector_table
+from api.removals import Remover, remove_vector_table
 from cdc.assembler import Assembler
 from cdc.backfill import Backfill
 from cdc.rereads import Reread
@@ -52,9 +53,19 @@ class Storage:
     async def show(self, table: VectorTable, generation: Generation) -> None:
         return
 
+    async def remove(self, table: VectorTable, dsn: str | None) -> None:
+        await self.drop(table)
+
     async def drop(self, table: VectorTable, generation: int | None = None) -> None:
         self.dropped += 1
         self.there = {(t, g) for t, g in self.there if t != table.id or generation not in (None, g)}
+
+
+class Source:
+    """A source where nothing was made."""
+
+    async def release(self, connection: Connection) -> None:
+        return
 
 
 class Log(MemoryLog):
@@ -101,8 +112,12 @@ class World:
         await self.control.definitions.put_provider(EmbeddingProvider("ep_1", "p", "openai", "sk-test"))
         await self.control.definitions.put_vector_table(self.table)
 
+    @property
+    def remover(self) -> Remover:
+        return Remover(self.control, cast("Any", self.store), self.log, cast("Any", Source()))
+
     async def remove(self) -> None:
-        await remove_vector_table(self.table, self.control, cast("Any", self.store), self.log)
+        await remove_vector_table(self.table, self.remover)
 
     async def ensure(self) -> list[int]:
         return await ensure_topics(self.table, *self.topics, control=self.control, log=self.log)
@@ -192,7 +207,7 @@ async def test_a_creation_whose_entry_has_no_answer_takes_the_definition_back_fi
 
     world.control.definitions.put_vector_table = entered_without_an_answer  # type: ignore[method-assign]
     with pytest.raises(ControlUnavailable):
-        await create_vector_table(world.table, world.control, cast("Any", world.store), world.log)
+        await create_vector_table(world.table, world.remover)
     assert world.control.feed.current.vector_tables == {}
     assert world.log.names == []
     assert world.store.there == set()

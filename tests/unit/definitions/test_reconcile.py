@@ -84,6 +84,12 @@ class World:
     async def drop(self, table: VectorTable, generation: int | None = None) -> None:
         self.done.append(("drop", table.name, generation))
 
+    async def remove(self, table: VectorTable, dsn: str | None) -> None:
+        await self.drop(table)
+
+    async def delete_group(self, group: str) -> None:
+        self.done.append(("no group", group.rpartition(".")[2]))
+
     async def ensure_topic(self, topic: str, partitions: int | None = None) -> int:
         self.done.append(("topic", topic.rpartition(".")[2]))
         return 1
@@ -384,10 +390,13 @@ async def test_prune_removes_what_the_file_does_not_name() -> None:
     ]
     now = world.control.feed.current
     assert (now.connections, now.providers, now.vector_tables) == ({}, {}, {})
-    assert world.done[-5:] == [
+    assert set(world.done[-7:]) == {
         ("drop", "products", None),
         ("no topic", "changes"),
         ("no topic", "vectors"),
         ("no topic", "dead"),
+        ("no group", "embedder"),
+        ("no group", "sink"),
         ("release", "shop"),
-    ]
+    }
+    assert await world.control.removals.open() == []
