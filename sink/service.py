@@ -149,7 +149,7 @@ class Service:
         passed_over: set[int] = set()
         for generation in table.live_generations:
             try:
-                await persistently(lambda g=generation: self._ensure(table, g), table, "ensure")  # type: ignore[misc]
+                await persistently(lambda g=generation: self.ensure(table, g), table, "ensure")  # type: ignore[misc]
             except (StoreRejected, DefinitionError) as e:
                 if not await stalls(self._control, table, generation, e):
                     raise
@@ -170,7 +170,7 @@ class Service:
         except ExceptionGroup as e:
             raise e.exceptions[0] from e
 
-    async def _ensure(self, table: VectorTable, generation: Generation) -> None:
+    async def ensure(self, table: VectorTable, generation: Generation) -> None:
         """The generation's storage. Raises NotFound when it was dropped for good: the feed, which is behind then, ends
         this desk, or takes the generation away from it."""
         store = await self._stores.of(table)  # one store for both: its connection may be deleted in between
@@ -198,7 +198,7 @@ class Service:
         """What this process has counted of each vector table."""
         for desk in list(self._desks.values()):
             if desk.worker is not None:
-                yield from desk.worker.counts.samples(desk.table.name)
+                yield from desk.worker.counts.samples(desk.table.label)
 
     async def _report(self) -> None:
         while True:

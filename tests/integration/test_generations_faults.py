@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from sink.service import Service
 from sink.stores.registry import Stores
 from tests.integration.generations_world import BODIES, CONNECTION, NAMES, NO_PRICE, TABLE, World, traffic, world
 from tests.plugins.eventually import eventually
@@ -306,3 +307,16 @@ async def test_names_change_while_a_generation_is_built(at: World) -> None:
     assert len(await at.rows("SELECT id FROM walvec.goods")) == 200
     table: VectorTable = await at.table()
     assert table.storage_name.endswith("products")
+
+
+async def test_a_sink_that_is_behind_drops_nothing_that_is_kept(at: World) -> None:
+    """Its desk is made for generations that are retired by now: it must not take them for gone."""
+    before = await at.table()
+    number = await at.rebuild(BODIES)
+    await at.active(number)
+    stores = Stores(at.settings, at.control)
+    service = Service(at.settings, control=at.control, log=at.log, stores=stores)
+    await service.ensure(before, before.active)
+    assert await stores.generations(before) == [1, number]
+    assert await stores.count(before, before.active) == 200
+    await stores.close()

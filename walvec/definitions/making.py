@@ -96,7 +96,8 @@ async def _ask(
 ) -> None:
     # not the feed, which may be behind: the database itself
     found = (await control.definitions.snapshot()).vector_tables.get(table.id)
-    if found is not None and (generation is None or any(g.number == generation for g in found.live_generations)):
+    # one that is not fed any more may be kept: it is dropped by whoever ends it
+    if found is not None and (generation is None or found.generation(generation) is not None):
         return
     await take_back()
     raise NotFound(f"vector table {table.name!r} was removed meanwhile.")

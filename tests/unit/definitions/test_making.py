@@ -263,7 +263,7 @@ async def test_sink_storage_of_a_generation_that_was_replaced(world: World) -> N
     service = Service(settings_from({}), control=world.control, log=world.log, stores=cast("Any", world.store))
     world.store.before_ensure = replaced
     with pytest.raises(NotFound):
-        await service._ensure(world.table, world.table.active)
+        await service.ensure(world.table, world.table.active)
     assert world.store.there == set()
 
 
@@ -276,7 +276,7 @@ async def test_sink_storage_when_the_store_goes_away(world: World) -> None:
     service = Service(settings_from({}), control=world.control, log=world.log, stores=cast("Any", world.store))
     world.store.before_ensure = away
     with pytest.raises(NotFound):
-        await service._ensure(world.table, world.table.active)
+        await service.ensure(world.table, world.table.active)
     assert world.store.there == set()
 
 
