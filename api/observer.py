@@ -104,8 +104,8 @@ class Observer:
         async with several, self._seeing("log"):
             for stage, (topic, group) in stages_of(table).items():
                 lag = await lag_of(self._services.log, topic, group, ends.get(topic))
-                found.append(measures.LAG_RECORDS.of(lag.changes, table.name, stage))
-                found.append(measures.LAG_SECONDS.of(lag.seconds, table.name, stage))
+                found.append(measures.LAG_RECORDS.of(lag.changes, table.label, stage))
+                found.append(measures.LAG_SECONDS.of(lag.seconds, table.label, stage))
 
     async def _topics(self, tables: Sequence[VectorTable], found: list[Sample], several: asyncio.Semaphore) -> None:
         """Sizes, and lags by the ends that were seen with them: one question for all topics, one more per group."""
@@ -120,18 +120,18 @@ class Observer:
                     ("changes", changes_topic(name)), ("vectors", vectors_topic(name)), ("dead", dead_topic(name)),
                 ):  # fmt: skip
                     if topic in sizes:
-                        found.append(measures.LOG_BYTES.of(sizes[topic], table.name, kind))
+                        found.append(measures.LOG_BYTES.of(sizes[topic], table.label, kind))
 
     async def _slot(self, connection: Connection, found: list[Sample]) -> None:
         up = False
         async with self._seeing("source", _SOURCE_SECONDS):
             slot = await self._services.source.slot(connection)
             up = True
-            found.append(measures.SLOT_RETAINED.of(slot.retained, connection.name))
-            found.append(measures.SLOT_UNCONFIRMED.of(slot.unconfirmed, connection.name))
-            found.append(measures.SLOT_ACTIVE.of(slot.active, connection.name))
-            found += _one_of(measures.SLOT_STATUS, _SLOT_STATUSES, slot.status, connection.name)
-        found.append(measures.SOURCE_UP.of(up, connection.name))
+            found.append(measures.SLOT_RETAINED.of(slot.retained, connection.label))
+            found.append(measures.SLOT_UNCONFIRMED.of(slot.unconfirmed, connection.label))
+            found.append(measures.SLOT_ACTIVE.of(slot.active, connection.label))
+            found += _one_of(measures.SLOT_STATUS, _SLOT_STATUSES, slot.status, connection.label)
+        found.append(measures.SOURCE_UP.of(up, connection.label))
 
     async def _control(
         self, tables: Sequence[VectorTable], connections: Sequence[Connection], found: list[Sample]
@@ -139,7 +139,7 @@ class Observer:
         control = self._services.control
         async with self._seeing("control_database"):
             ages = {subject: age for role, subject, _, age in await control.reports.all() if role == "cdc"}
-            found += [measures.CDC_REPORT_AGE.of(ages[c.id], c.name) for c in connections if c.id in ages]
+            found += [measures.CDC_REPORT_AGE.of(ages[c.id], c.label) for c in connections if c.id in ages]
             for table in tables:
                 await self._table(table, found)
 
@@ -147,13 +147,13 @@ class Observer:
         control = self._services.control
         tasks = await control.tasks.recent(table.id, 20)
         letters = await control.letters.count(table.id)
-        found += _one_of(measures.TABLE_STATE, get_args(SyncStatus), state_of(table, tasks), table.name)
-        found.append(measures.DEAD_LETTERS_OPEN.of(letters, table.name))
+        found += _one_of(measures.TABLE_STATE, get_args(SyncStatus), state_of(table, tasks), table.label)
+        found.append(measures.DEAD_LETTERS_OPEN.of(letters, table.label))
         backfill = backfill_progress(tasks)
         if backfill is not None:
-            found.append(measures.BACKFILL_DONE.of(backfill["rows_done"], table.name))
+            found.append(measures.BACKFILL_DONE.of(backfill["rows_done"], table.label))
             if backfill["estimated_total"] is not None:
-                found.append(measures.BACKFILL_ESTIMATED.of(backfill["estimated_total"], table.name))
+                found.append(measures.BACKFILL_ESTIMATED.of(backfill["estimated_total"], table.label))
 
 
 def _one_of(metric: measures.Metric, states: Sequence[str], now: str, label: str) -> list[Sample]:

@@ -15,6 +15,7 @@ from walvec.contracts.errors import DefinitionError, NotFound
 from walvec.contracts.sources import SourceTable, TableColumn
 from walvec.definitions.document import ColumnSpec, VectorTableSpec
 from walvec.definitions.model import (
+    FIRST_VIEW_SCHEMA,
     Column,
     Connection,
     EmbeddingProvider,
@@ -27,7 +28,6 @@ from walvec.definitions.model import (
     TopicSource,
     VectorTable,
 )
-from walvec.definitions.tenancy import FIRST_VIEW_SCHEMA
 from walvec.definitions.views import check_view
 from walvec.transport.ports import Log
 

@@ -14,8 +14,7 @@ from cdc.debezium_values import key_refused
 from cdc.platform import platform_checks
 from cdc.session import Session
 from walvec.contracts.sources import Check
-from walvec.definitions.model import Connection, VectorTable
-from walvec.definitions.tenancy import FIRST_VIEW_SCHEMA
+from walvec.definitions.model import FIRST_VIEW_SCHEMA, Connection, VectorTable
 
 MINIMUM_VERSION = 140000
 

@@ -51,11 +51,11 @@ async def run(
         """What this process has counted of each connection."""
         snapshot = control.feed.current
         for entry in list(served.values()):
-            tables = {changes_topic(t.storage_name): t.name for t in snapshot.streamed_tables(entry.connection.id)}
-            yield from entry.counts.samples(entry.connection.name, tables, time.monotonic())
+            tables = {changes_topic(t.storage_name): t.label for t in snapshot.streamed_tables(entry.connection.id)}
+            yield from entry.counts.samples(entry.connection.label, tables, time.monotonic())
         for table_id, counts in list(bridged.items()):
             if (table := snapshot.vector_tables.get(table_id)) is not None:
-                yield from counts.of_tables({changes_topic(table.storage_name): table.name})
+                yield from counts.of_tables({changes_topic(table.storage_name): table.label})
 
     with (metrics or Metrics("cdc")).source(samples):
         await _run(settings, stop, control, log, served, bridged)

@@ -204,7 +204,8 @@ class MemoryDefinitions:
 
     async def put_connection(self, connection: Connection) -> None:
         old = self._now.connections.get(connection.id)
-        connection = replace(connection, environment_id=self._environment(old, connection).id)
+        home = self._environment(old, connection)
+        connection = replace(connection, environment_id=home.id, view_schema=home.view_schema)
         _unique("connection", connection, self._now.connections)
         created = old.created_at if old else connection.created_at or _now()
         connection = replace(connection, created_at=created)
@@ -213,7 +214,8 @@ class MemoryDefinitions:
 
     async def put_provider(self, provider: EmbeddingProvider) -> None:
         old = self._now.providers.get(provider.id)
-        provider = replace(provider, environment_id=self._environment(old, provider).id)
+        home = self._environment(old, provider)
+        provider = replace(provider, environment_id=home.id, view_schema=home.view_schema)
         _unique("embedding provider", provider, self._now.providers)
         provider = replace(provider, created_at=old.created_at if old else provider.created_at or _now())
         if provider != old:

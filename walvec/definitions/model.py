@@ -19,6 +19,12 @@ GenerationState = Literal["building", "stalled", "active", "retired"]
 Permission = Literal["full", "read_only"]
 TaskStatus = Literal["pending", "running", "completed", "failed", "cancelled"]
 DEFAULT_ORGANIZATION = "default"
+FIRST_VIEW_SCHEMA = "walvec"
+
+
+def label(view_schema: str, name: str) -> str:
+    """A name that no other environment's can be taken for; in the first environment it is the name itself."""
+    return name if view_schema == FIRST_VIEW_SCHEMA else f"{view_schema}.{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,12 @@ class Connection:
     created_at: str = ""
     environment_id: str = ""
     last_tested_at: str | None = None
+    view_schema: str = field(default=FIRST_VIEW_SCHEMA, compare=False)
+    """Its environment's; not stored with it."""
+
+    @property
+    def label(self) -> str:
+        return label(self.view_schema, self.name)
 
     @property
     def slot(self) -> str:
@@ -93,6 +105,12 @@ class EmbeddingProvider:
     limits: Mapping[str, Any] = field(default_factory=dict)
     created_at: str = ""
     environment_id: str = ""
+    view_schema: str = field(default=FIRST_VIEW_SCHEMA, compare=False)
+    """Its environment's; not stored with it."""
+
+    @property
+    def label(self) -> str:
+        return label(self.view_schema, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +270,7 @@ class VectorTable:
     source: TopicSource | None = None
     """Where its changes come from; None = from the connection's own slot."""
     environment_id: str = ""
-    view_schema: str = "walvec"
+    view_schema: str = FIRST_VIEW_SCHEMA
     storage: str = ""
     """Its storage name, fixed when it is created: topics and storage keep it when the table gets another name."""
     keep_previous: int = 3600
@@ -267,6 +285,10 @@ class VectorTable:
             return self.storage
         slug = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in self.name.lower())[:40]
         return f"vt_{self.id.removeprefix('vt_')[:8]}_{slug}"
+
+    @property
+    def label(self) -> str:
+        return label(self.view_schema, self.name)
 
     @property
     def view_name(self) -> str:

@@ -111,13 +111,15 @@ class ControlDefinitions(Rebuilds):
             cursor = await conn.execute("SELECT version, keys_needed FROM walvec_control.installation")
             ((version, keys_needed),) = await cursor.fetchall()
             cursor = await conn.execute(
-                "SELECT id, name, provider, mode, credentials, on_slot_loss, status, status_message, created_at,"
-                " environment_id, last_tested_at FROM walvec_control.connections ORDER BY created_at, id"
+                "SELECT c.id, c.name, provider, mode, credentials, on_slot_loss, status, status_message, c.created_at,"
+                " environment_id, last_tested_at, e.view_schema FROM walvec_control.connections c"
+                " JOIN walvec_control.environments e ON e.id = c.environment_id ORDER BY c.created_at, c.id"
             )
             connections = {r[0]: self._connection(r) for r in await cursor.fetchall()}
             cursor = await conn.execute(
-                "SELECT id, name, provider, api_key, base_url, default_model, limits, created_at, environment_id"
-                " FROM walvec_control.providers ORDER BY created_at, id"
+                "SELECT p.id, p.name, provider, api_key, base_url, default_model, limits, p.created_at, environment_id,"
+                " e.view_schema FROM walvec_control.providers p"
+                " JOIN walvec_control.environments e ON e.id = p.environment_id ORDER BY p.created_at, p.id"
             )
             providers = {r[0]: self._provider(r) for r in await cursor.fetchall()}
             cursor = await conn.execute(f"{TABLES} ORDER BY t.created_at, t.id")
@@ -138,6 +140,7 @@ class ControlDefinitions(Rebuilds):
             created_at=instant(row[8]),
             environment_id=row[9],
             last_tested_at=None if row[10] is None else instant(row[10]),
+            view_schema=row[11],
         )
 
     def _provider(self, row: tuple[Any, ...]) -> EmbeddingProvider:
@@ -151,6 +154,7 @@ class ControlDefinitions(Rebuilds):
             limits=row[6],
             created_at=instant(row[7]),
             environment_id=row[8],
+            view_schema=row[9],
         )
 
     async def put_connection(self, connection: Connection) -> None:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import hashlib
 import secrets
 
-from walvec.definitions.model import DEFAULT_ORGANIZATION, ApiKey, Environment, Organization, Permission
+from walvec.definitions.model import (
+    DEFAULT_ORGANIZATION,
+    FIRST_VIEW_SCHEMA,
+    ApiKey,
+    Environment,
+    Organization,
+    Permission,
+)
 
 FIRST_ENVIRONMENT = "prod"
-FIRST_VIEW_SCHEMA = "walvec"
 _IDENTIFIER = 63
 _TAKEN = ("walvec_control",)
 

@@ -236,3 +236,13 @@ async def test_what_needs_people_is_refused_by_name(world: World) -> None:
     for method, path in (("POST", "/v1/auth/otp"), ("GET", "/v1/organizations/org_1/members")):
         answer = await world.ask(method, path, status=501)
         assert answer["error"]["code"] == "not_supported"
+
+
+async def test_metrics_tell_the_same_names_of_two_environments_apart(world: World) -> None:
+    await world.ask("POST", "/v1/environments", {"name": "test"}, 201)
+    for name in ("prod", "test"):
+        await world.ask("POST", "/v1/apply", {"document": DOCUMENT}, headers={"X-Environment-Id": name})
+    now = world.control.feed.current
+    assert {t.label for t in now.vector_tables.values()} == {"products", "walvec_test.products"}
+    assert {c.label for c in now.connections.values()} == {"shop", "walvec_test.shop"}
+    assert {p.label for p in now.providers.values()} == {"local", "walvec_test.local"}
