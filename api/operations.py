@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from fastapi import APIRouter, Request
 
+from api import shapes
 from api.drain import drain
 from api.problems import Problem
 from api.responses import Json
@@ -25,14 +26,16 @@ T = TypeVar("T")
 async def status(services: Use) -> Json:
     snapshot = await services.snapshot()
     tables = sorted(snapshot.vector_tables.values(), key=lambda t: t.name)
-    return Json({"tables": await all_statuses(services, tables, snapshot)})
+    left = await services.control.removals.open(services.environment.id)
+    removals = [shapes.removal(r, services.organization.id) for r in left]
+    return Json({"tables": await all_statuses(services, tables, snapshot), "removals": removals})
 
 
 @router.get("/status/{table_id}")
 async def table_status(table_id: str, services: Use) -> Json:
     snapshot = await services.snapshot()
     found = await all_statuses(services, [find_table(snapshot, table_id)], snapshot)
-    return Json({"tables": found})
+    return Json({"tables": found, "removals": []})
 
 
 @router.post("/drain")

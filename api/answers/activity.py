@@ -195,6 +195,8 @@ class TableStatus(Answer):
 class Statuses(Answer):
     tables: list[TableStatus]
     """By name."""
+    removals: list[Task]
+    """What deleted definitions have left behind and is still to be removed; never of one table's status."""
 
 
 class TableDrained(Answer):

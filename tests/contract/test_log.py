@@ -245,6 +245,21 @@ async def test_a_topic_deleted_under_a_waiting_poll_wakes_it(open_log: Open) -> 
         await asyncio.wait_for(waiting, 20)
 
 
+async def test_a_deleted_group_begins_anew(open_log: Open) -> None:
+    log = await open_log()
+    await log.ensure_topic(TOPIC, 1)
+    await log.producer().append(TOPIC, records(3))
+    consumer = log.consumer(TOPIC, GROUP)
+    await take(consumer, 3)
+    await consumer.commit({0: 3})
+    await consumer.close()
+    assert await log.committed(TOPIC, GROUP) == {0: 3}
+    await log.delete_group(GROUP)
+    await log.delete_group(GROUP)
+    await log.delete_group("a-group-that-never-was")
+    assert await log.committed(TOPIC, GROUP) == {0: 0}
+
+
 async def test_offsets_are_found_by_time(open_log: Open) -> None:
     log = await open_log()
     await log.ensure_topic(TOPIC, 3)

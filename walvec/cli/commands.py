@@ -137,7 +137,11 @@ def status(
         path = "/v1/status" + (f"/{_part(table)}" if table else "")
 
         def draw(found: Any) -> RenderableType:
-            return render.details(found["tables"][0]) if table else render.statuses(found["tables"])
+            return (
+                render.details(found["tables"][0])
+                if table
+                else render.statuses(found["tables"], found.get("removals", []))
+            )
 
         found = client.get(path)
         if not watch:

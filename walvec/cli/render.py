@@ -69,9 +69,10 @@ def size(value: int) -> str:
     return f"{amount:.1f} TiB"
 
 
-def statuses(tables: Sequence[Mapping[str, Any]]) -> RenderableType:
+def statuses(tables: Sequence[Mapping[str, Any]], removals: Sequence[Mapping[str, Any]] = ()) -> RenderableType:
+    left = [removal(r) for r in removals]
     if not tables:
-        return Text("no vector tables yet; `walvec apply -f FILE` makes some", style="dim")
+        return Group(Text("no vector tables yet; `walvec apply -f FILE` makes some", style="dim"), *left)
     out = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("table", "state", "rows", "in store", "lag", "behind", "dead", "texts sent", "saved"):
         out.add_column(head, justify="left" if head in ("table", "state") else "right")
@@ -92,7 +93,14 @@ def statuses(tables: Sequence[Mapping[str, Any]]) -> RenderableType:
     parts += [Text(f"{t['name']}: {t['last_error']}", style="red") for t in tables if t.get("last_error")]
     for t in tables:
         parts += [Text(f"{t['name']}: cannot be reached now: {what}", style="yellow") for what in t["unreachable"]]
-    return Group(*parts)
+    return Group(*parts, *left)
+
+
+def removal(task: Mapping[str, Any]) -> RenderableType:
+    """What a deleted definition has left behind."""
+    what, name = task["progress"]["what"], task["progress"]["name"]
+    error = f": {task['last_error']}" if task.get("last_error") else ""
+    return Text(f"still to be removed: {what} of {name}{error}", style="yellow")
 
 
 def details(table: Mapping[str, Any]) -> RenderableType:
