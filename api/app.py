@@ -111,8 +111,10 @@ class Gate:
 
     async def _admitted(self, request: Request) -> Caller:
         """Raises Problem, ControlUnavailable."""
+        snapshot = await self._definitions.snapshot()
+        request.state.snapshot = snapshot  # as stored when the request came: what only reads need not ask again
         return self._access.admit(
-            await self._definitions.snapshot(),
+            snapshot,
             request.method,
             request.url.path,
             request.headers.get("authorization", ""),

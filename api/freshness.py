@@ -22,7 +22,8 @@ from walvec.definitions.model import VectorTable
 
 _log = logging.getLogger(__name__)
 _FIRST_SECONDS = 0.5
-_PACE_SECONDS = 0.25
+_PACE_SECONDS = 0.5
+_BREATH_SECONDS = 0.05
 _IDLE_SECONDS = 30.0
 _LOOK_SECONDS = 60.0
 
@@ -105,7 +106,7 @@ class _Watch:
             raise Ended("it was deleted.")
         if table.source is not None:
             raise Ended("its changes come from a topic of Debezium, which does not tell how far it has read.")
-        waiting = Waiting(services, {table.id: table.name}, rebuilds=False, breath=_PACE_SECONDS)
+        waiting = Waiting(services, {table.id: table.name}, rebuilds=False, breath=_BREATH_SECONDS)
         connection = snapshot.connections[table.connection_id]
         at = time.monotonic()
         self.known.stood(await services.source.written(connection), at)

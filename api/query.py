@@ -28,7 +28,8 @@ router = APIRouter(prefix="/v1", tags=["query"])
 async def query(table_id: str, body: Query, services: Use, request: Request) -> Json:
     """Also while another generation is built, while the table is paused, backfilling or in error."""
     freshness: Freshness = request.app.state.freshness
-    snapshot = await services.snapshot()
+    seen: Snapshot | None = getattr(request.state, "snapshot", None)
+    snapshot = seen.within(services.environment.id) if seen is not None else await services.snapshot()
     table = find_table(snapshot, table_id)
     try:
         return Json(await _answer(services, freshness, snapshot, table, body))

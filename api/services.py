@@ -93,7 +93,8 @@ class Services:
         return find_connection(await self.snapshot(), ref)
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
+    # a coroutine, so that no thread is asked for it
     found: Services = request.app.state.services
     caller: Caller | None = getattr(request.state, "caller", None)  # None: what needs no key
     return found if caller is None else found.within(caller)
