@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from api import reconcile
+from api.plan import Difference, plan
 from api.responses import Json
 from api.schemas import Apply
 from api.services import Use
@@ -22,7 +23,7 @@ async def apply(body: Apply, services: Use) -> Json:
     """Variables of the document are expanded by who sends it: their values are the client's."""
     document = parse(body.document, "the document")
     async with _one_at_a_time:
-        plan = await reconcile.plan(
+        planned = await plan(
             document,
             await services.snapshot(),
             services.source,
@@ -33,19 +34,21 @@ async def apply(body: Apply, services: Use) -> Json:
             log=services.shared_log,
             environment=services.environment,
         )
-        differences = plan.differences
+        differences = planned.differences
         if not body.dry_run:
-            differences = await reconcile.apply(plan, services.control, services.store, services.log, services.source)
+            differences = await reconcile.apply(
+                planned, services.control, services.store, services.log, services.source
+            )
     return Json(
         {
             "applied": not body.dry_run,
-            "changed": not plan.empty,
+            "changed": not planned.empty,
             "differences": [as_json(d) for d in differences],
         }
     )
 
 
-def as_json(difference: reconcile.Difference) -> dict[str, Any]:
+def as_json(difference: Difference) -> dict[str, Any]:
     return {
         "action": difference.action,
         "kind": difference.kind,

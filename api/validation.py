@@ -1,6 +1,6 @@
 """A requested vector table + what the source says of itself -> a VectorTable that will work, or DefinitionError.
 
-Nothing is created here. Used by `reconcile` (the definitions file) and by POST /v1/vector-tables.
+Nothing is created here. Used by `plan` (the definitions file), and by POST and PUT of /v1/vector-tables.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The definitions file: YAML -> Document, checked as far as a file can be checked without its databases.
 
 Every complaint names its place (`vector_tables[0].columns[1].filter_type`) and never shows a value, which may be a
-secret. Next: `api.reconcile` makes a plan of it.
+secret. Next: `api.plan` makes a plan of it.
 """
 
 from __future__ import annotations
@@ -120,6 +120,36 @@ def with_stored_secrets(new: str, old: str) -> str:
             "Give the password for the new address (an empty one if it needs none).",
         )
     return make_conninfo(new, **absent)
+
+
+def with_parts(
+    stored: str,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    database: str | None = None,
+    user: str | None = None,
+    password: str | None = None,
+    ssl_mode: str | None = None,
+) -> str:
+    """A connection string with other parts, and without the secrets that are not given."""
+    parts = {k: v for k, v in conninfo_to_dict(stored).items() if k not in SECRETS}
+    if host is not None:
+        parts.pop("hostaddr", None)
+    given = {"host": host, "port": port, "dbname": database, "user": user, "password": password, "sslmode": ssl_mode}
+    return make_conninfo("", **{**parts, **{k: v for k, v in given.items() if v is not None}})
+
+
+def database_of(dsn: str) -> str:
+    """Name of the database that it leads to; empty where libpq decides."""
+    given = conninfo_to_dict(dsn)
+    return str(given.get("dbname") or given.get("user") or "")
+
+
+def same_server(one: str, other: str) -> bool:
+    """Whether two connection strings spell the same place."""
+    a, b = conninfo_to_dict(one), conninfo_to_dict(other)
+    return all(a.get(n) == b.get(n) for n in ("host", "hostaddr", "port"))
 
 
 class ProviderSpec(_Part):

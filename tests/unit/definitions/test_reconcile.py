@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from api.reconcile import Plan, apply, plan
+from api.plan import Plan, plan
+from api.reconcile import apply
 from walvec.contracts.errors import ConfigError, DefinitionError, StoreRejected
 from walvec.contracts.sources import Check, SourceTable, TableColumn
 from walvec.definitions.document import Document, loads
