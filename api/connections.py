@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
-from psycopg.conninfo import conninfo_to_dict
 
 from api import shapes
 from api.dsn import changed_dsn, dsn_of
@@ -22,7 +21,7 @@ from api.status import now, reports_of, source_status
 from api.validation import new_id
 from walvec.contracts.errors import Conflict, SourceRejected, SourceUnavailable
 from walvec.contracts.sources import Check
-from walvec.definitions.document import same_dsn
+from walvec.definitions.document import database_of, same_dsn, same_server
 from walvec.definitions.model import Connection
 
 router = APIRouter(prefix="/v1", tags=["connections"])
@@ -144,8 +143,7 @@ async def _check_same(services: Services, old: Connection, new: Connection, user
     found = await services.source.identity(new)
     if not users:
         return
-    given = conninfo_to_dict(old.dsn)
-    database = str(given.get("dbname") or given.get("user") or "")
+    database = database_of(old.dsn)
     if database and found.database != database:
         raise _elsewhere(old, users, f"database {found.database!r} instead of {database!r}")
     system = (await services.control.progress.get(old.id)).system_identifier
@@ -158,8 +156,7 @@ async def _check_same(services: Services, old: Connection, new: Connection, user
         if system != found.system_identifier:
             raise _elsewhere(old, users, "another server (its system identifier differs)")
         return
-    place = conninfo_to_dict(new.dsn)
-    if any(place.get(n) != given.get(n) for n in ("host", "hostaddr", "port")):
+    if not same_server(old.dsn, new.dsn):
         raise _elsewhere(old, users, "a server that cannot be told to be the same")
 
 

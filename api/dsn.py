@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import ValidationError
 
 from api.problems import invalid
 from api.schemas import ChangedCredentials, Credentials
 from walvec.contracts.errors import ConfigError
-from walvec.definitions.document import SECRETS, ConnectionSpec, with_stored_secrets
+from walvec.definitions.document import ConnectionSpec, with_parts, with_stored_secrets
 from walvec.runtime.addresses import check_connection_address
 
 
@@ -33,14 +32,8 @@ def changed_dsn(name: str, credentials: ChangedCredentials, stored: str) -> str:
         new = dsn_of(name, Credentials.model_validate(credentials.model_dump(exclude_none=True)))
     else:
         given = credentials.model_dump(exclude_none=True, exclude={"password"})
-        names = {"database": "dbname", "ssl_mode": "sslmode"}
-        parts = {k: v for k, v in conninfo_to_dict(stored).items() if k not in SECRETS}
-        if "host" in given:
-            parts.pop("hostaddr", None)
-        parts |= {names.get(k, k): v for k, v in given.items()}
-        if credentials.password is not None:
-            parts["password"] = credentials.password.get_secret_value()
-        new = make_conninfo("", **parts)
+        secret = credentials.password
+        new = with_parts(stored, password=None if secret is None else secret.get_secret_value(), **given)
         check_connection_address(new)
     try:
         return with_stored_secrets(new, stored)
