@@ -347,7 +347,7 @@ class Change(Answer):
 
 
 class Difference(Answer):
-    action: Literal["created", "updated", "deleted", "unchanged"]
+    action: Literal["created", "changed", "removed", "unchanged"]
     """What is to be done."""
     kind: str = Field(examples=["vector table"])
     """Of thing."""

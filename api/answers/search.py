@@ -34,8 +34,8 @@ class Hit(Answer):
 class Found(Answer):
     results: list[Hit]
     """Best first."""
-    query: str
-    """As it was asked."""
+    query: str | None
+    """As it was asked; null where a vector was given."""
     model: str
     """Model of the generation that answered."""
     total_results: int

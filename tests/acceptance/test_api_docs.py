@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from api.codes import CODES
 from tests.acceptance.harness import Walvec, wait_until
+from tests.plugins.openapi import Contract
 from tests.plugins.postgres import PostgresDatabase
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
@@ -82,6 +84,7 @@ class Reader:
         }
         self.database = str(place["dbname"])
         self.prelude = 'curl() { command curl -sS -D "$HEADERS" "$@"; }\n'
+        self.contract = Contract(httpx.get(f"{walvec.url}/openapi.json").json())
         self.env = {**os.environ, "HEADERS": str(self.headers)}
 
     def run(self, step: Step) -> tuple[int, Any]:
@@ -90,8 +93,13 @@ class Reader:
             ["bash", "-ec", text], env=self.env, capture_output=True, text=True, check=False, timeout=90
         )
         assert done.returncode == 0, f"{step.text}\n{done.stdout}{done.stderr}"
-        status = int(re.findall(r"^HTTP/\S+ (\d+)", self.headers.read_text(), re.M)[-1])
-        return status, json.loads(done.stdout) if done.stdout.strip() else None
+        told = self.headers.read_text()
+        status = int(re.findall(r"^HTTP/\S+ (\d+)", told, re.M)[-1])
+        answer = json.loads(done.stdout) if done.stdout.strip() else None
+        method = next(iter(re.findall(r"-X (\w+)", text)), "GET")
+        *_, path = re.findall(r"\$WALVEC(/[^\s\"]+)", text)
+        self.contract.check(method, path, status, re.findall(r"^([\w-]+):", told, re.M), answer)
+        return status, answer
 
     def filled(self, text: str) -> str:
         for shown, real in self.words.items():

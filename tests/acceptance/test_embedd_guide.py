@@ -21,6 +21,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from tests.acceptance.harness import Walvec, free_port, wait_until
 from tests.plugins.openai_server import vector_of
+from tests.plugins.openapi import Contract
 from tests.plugins.postgres import PostgresDatabase
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
@@ -79,12 +80,15 @@ class Client:
 
     def __init__(self, url: str, **headers: str) -> None:
         self.url, self.headers = url, {"Authorization": f"Bearer {KEY}", **headers}
+        self.contract = Contract(httpx.get(f"{url}/openapi.json").json())
 
     def ask(self, method: str, path: str, body: Any = None, status: int = 200) -> Any:
         answer = httpx.request(method, self.url + path, json=body, headers=self.headers, timeout=60)
         assert answer.status_code == status, f"{method} {path}: {answer.status_code} {answer.text}"
         assert answer.headers["X-Request-Id"].startswith("req_")
-        return answer.json() if answer.content else None
+        found = answer.json() if answer.content else None
+        self.contract.check(method, path, status, answer.headers, found)
+        return found
 
     def refused(self, method: str, path: str, status: int, code: str, body: Any = None) -> None:
         error = self.ask(method, path, body, status)["error"]

@@ -10,10 +10,12 @@ from typing import Any
 
 import httpx
 import numpy as np
+from fastapi import FastAPI
 
 from api.app import create_app
 from api.lifecycle import BACKFILLS, OPEN
 from api.services import Services
+from tests.plugins.openapi import Contract
 from walvec.contracts.errors import DefinitionError, SourceUnavailable
 from walvec.contracts.keys import partition_of
 from walvec.contracts.position import Position
@@ -24,6 +26,15 @@ from walvec.definitions.model import SourceProgress, VectorTable
 from walvec.runtime.settings import settings_from
 from walvec.transport.memory import MemoryLog
 from walvec.transport.records import Record, changes_topic, embedder_group, sink_group, vectors_topic
+
+_contracts: list[Contract] = []
+
+
+def contract(app: FastAPI) -> Contract:
+    """Every app has the same one; it is made once."""
+    if not _contracts:
+        _contracts.append(Contract(app.openapi()))
+    return _contracts[0]
 
 
 def column(name: str, kind: str = "text", codec: str = "text", *, nullable: bool = True) -> TableColumn:
@@ -210,13 +221,17 @@ class World:
         settings = settings_from({"data_dir": tmp_path})
         self.said: Any = {}
         self.services = Services(settings, self.control, self.log, self.source, self.store, FakeModels())
-        transport = httpx.ASGITransport(create_app(self.services))
+        self.app = create_app(self.services)
+        transport = httpx.ASGITransport(self.app)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://api")
 
     async def ask(self, method: str, path: str, body: Any = None, status: int = 200, **more: Any) -> Any:
+        """The answer, after it was held to the OpenAPI document."""
         answer = await self.http.request(method, path, json=body, **more)
         assert answer.status_code == status, answer.text
-        return answer.json() if answer.content else None
+        found = answer.json() if answer.content else None
+        contract(self.app).check(method, path, status, answer.headers, found)
+        return found
 
     async def apply(self, **table: Any) -> VectorTable:
         tables = [{**DOCUMENT["vector_tables"][0], **table}]
