@@ -276,3 +276,38 @@ def test_two_writers_do_not_overwrite_each_other(life: Life, tmp_path: Path) -> 
     assert (
         life.ask("PUT", "/v1/vector-tables/two", {"keep_previous": 0}, headers={"If-Match": "*"})["keep_previous"] == 0
     )
+
+
+def test_platform_mode(life: Life, tmp_path: Path) -> None:
+    """The view lives in the source database, and users join with it while definitions change."""
+    file = tmp_path / "platform.yaml"
+    document: dict[str, Any] = {
+        "connections": [{"name": "own", "mode": "platform", "url": life.source}],
+        "embedding_providers": [{"name": "own", "provider": "static"}],
+        "vector_tables": [
+            {"name": "beside", "connection": "own", "embedding_provider": "own", "source_table": "public.items",
+             "columns": [TITLE]},
+        ],
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(document))
+    life.walvec.json("apply", "-f", str(file))
+    life.drain("beside")
+    rows = life.sql("SELECT count(*) FROM items i JOIN walvec.beside b USING (id)")
+    assert rows[0][0] == life.sql("SELECT count(*) FROM items")[0][0] > 0
+    made = life.ask("PUT", "/v1/vector-tables/beside", {"columns": [TITLE, STOCK], "name": "next to it"})
+    assert (made["sync_status"], made["mode"], made["platform_vector_ref"]) == (
+        "pending_rebackfill", "platform", "next_to_it",
+    )  # fmt: skip
+    life.reached(f"/v1/vector-tables/{made['id']}", "synced", building_generation=None, generation=2)
+    life.drain("next to it")
+    assert life.sql("SELECT count(*) FROM items i JOIN walvec.next_to_it b USING (id, stock)") == life.sql(
+        "SELECT count(*) FROM items WHERE stock IS NOT NULL"
+    )
+    exported = life.walvec.directory / "platform.yaml"
+    assert life.walvec.run("export", "-o", str(exported)).returncode == 0
+    found = next(t for t in yaml.safe_load(exported.read_text())["vector_tables"] if t["name"] == "next to it")
+    assert (found["mode"], found["columns"]) == ("platform", [TITLE, STOCK])
+    pruned = life.walvec.json("apply", "-f", str(file), "--prune")  # back to the file, in name too
+    actions = {(d["action"], d["name"]) for d in pruned["differences"] if d["kind"] == "vector_table"}
+    assert {("created", "beside"), ("removed", "next to it")} <= actions
+    assert life.sql("SELECT to_regclass('walvec.next_to_it')") == [(None,)]
