@@ -27,6 +27,7 @@ from rich.table import Table
 
 from tests.acceptance.harness import Walvec, document, free_port, wait_until
 from tests.bench import swap_bench
+from tests.bench import query_bench
 from tests.bench.rows import COLUMNS, rows
 from walvec.definitions import document as definitions
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
@@ -339,8 +340,24 @@ def swap(b: Bench) -> list[Figure]:
     ]
 
 
+def queries(b: Bench) -> list[Figure]:
+    """100,000 rows; clients of their own processes."""
+    with b.walvec() as (w, source, store):
+        found = query_bench.measure(w, source, store, 100_000, 4, 600)
+    one, many = "1 clients", "4 clients"
+    return [
+        Figure("query, p50, one client", found[f"api p50 ms, {one}"], "ms", found[f"sql p50 ms, {one}"], "≤ 1.5"),
+        Figure("query, p50, 4 clients", found[f"api p50 ms, {many}"], "ms", found[f"sql p50 ms, {many}"], "≤ 1.5"),
+        Figure(
+            "queries, 4 clients", found[f"api queries/s, {many}"], "1/s", found[f"sql queries/s, {many}"], "value ≥ 500"
+        ),
+        Figure("query, processor time of the API", found[f"api cpu ms per query, {many}"], "ms"),
+    ]
+
+
 SCENARIOS: dict[str, Callable[[Bench], list[Figure]]] = {
     "reader": reader,
+    "queries": queries,
     "static": static_load,
     "own-cost": own_cost,
     "slow-provider": slow_provider,
