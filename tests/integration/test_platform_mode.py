@@ -138,3 +138,16 @@ async def test_what_is_missing_is_told_with_the_statement_that_mends_it(
     finally:
         query(source, f"DROP OWNED BY {role} CASCADE")
         query(source, f"DROP ROLE {role}")
+
+
+async def test_what_others_keep_in_walvecs_schema_stays(world: ApiWorld, postgres: PostgresDatabase) -> None:
+    fill(postgres.dsn)
+    connection, provider = await world.connection(postgres.dsn), await world.provider()
+    first = await world.table(connection, provider, mode="platform")
+    second = await world.table(connection, provider, mode="platform", name="again")
+    await world.ask("DELETE", f"/v1/vector-tables/{first['id']}", status=204)
+    assert query(postgres.dsn, "SELECT viewname FROM pg_views WHERE schemaname = 'walvec'") == [("again",)]
+    query(postgres.dsn, "CREATE TABLE walvec.notes (id int)")
+    await world.ask("DELETE", f"/v1/vector-tables/{second['id']}", status=204)
+    assert query(postgres.dsn, "SELECT tablename FROM pg_tables WHERE schemaname = 'walvec'") == [("notes",)]
+    assert await world.removals() == []
