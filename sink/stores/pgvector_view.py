@@ -53,6 +53,11 @@ async def show(
         pause = min(pause * 2, _LONGEST_PAUSE)
 
 
+async def _absent(conn: AsyncConnection[TupleRow], name: str) -> bool:
+    row = await (await conn.execute(b"SELECT to_regclass(%s) IS NULL", (name,))).fetchone()
+    return row is not None and bool(row[0])
+
+
 async def _point(conn: AsyncConnection[TupleRow], table: VectorTable, generation: Generation, layout: Layout) -> None:
     name, select, drop = layout.view(table.view_name, generation)
     cur = await conn.execute(
@@ -73,6 +78,10 @@ async def _point(conn: AsyncConnection[TupleRow], table: VectorTable, generation
     grants: list[TupleRow] = []
     for view in former:
         old = f"{ident(layout.schema)}.{ident(view)}"
+        if await _absent(conn, name) and not await _absent(conn, old):
+            # whoever may read it, and what depends on it, stays with it
+            await conn.execute(f"ALTER VIEW {old} RENAME TO {ident(table.view_name)}".encode())
+            continue
         grants += await (await conn.execute(_GRANTS, (old,))).fetchall()
         await conn.execute(f"DROP VIEW IF EXISTS {old}".encode())
     try:

@@ -110,6 +110,19 @@ async def test_what_depends_on_the_view_is_not_torn_away(store: PgvectorStore, p
     await store.show(table, OTHER_COLUMNS)
 
 
+async def test_what_depends_on_the_view_goes_along_with_a_new_name(
+    store: PgvectorStore, postgres: PostgresDatabase
+) -> None:
+    await made(store, OLD)
+    postgres.execute("CREATE VIEW mine AS SELECT id FROM walvec.things; GRANT SELECT ON walvec.things TO PUBLIC")
+    renamed = replace(OLD, name="others", storage=OLD.storage_name)
+    await store.ensure(renamed, renamed.active)
+    await store.show(renamed, renamed.active)
+    await store.show(renamed, renamed.active)
+    assert postgres.execute("SELECT to_regclass('walvec.things'), count(*) FROM mine") == [(None, 0)]
+    assert postgres.execute("SELECT relacl::text LIKE '%=r/%' FROM pg_class WHERE relname = 'others'") == [(True,)]
+
+
 async def test_storage_that_is_retyped_leaves_the_view_of_another_alone(
     store: PgvectorStore, postgres: PostgresDatabase
 ) -> None:
