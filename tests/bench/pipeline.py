@@ -26,8 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.acceptance.harness import Walvec, document, free_port, wait_until
-from tests.bench import swap_bench
-from tests.bench import query_bench
+from tests.bench import query_bench, swap_bench
 from tests.bench.rows import COLUMNS, rows
 from walvec.definitions import document as definitions
 from walvec.runtime.embedded_postgres import EmbeddedPostgres

@@ -25,8 +25,8 @@ from embedder.providers import registry
 from tests.acceptance.harness import Walvec, document
 from walvec.contracts.keys import key_id
 from walvec.definitions.model import EmbeddingProvider
-from walvec.runtime.settings import settings_from
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
+from walvec.runtime.settings import settings_from
 
 DIMENSIONS = 256
 WORDS = ("amber", "basalt", "cedar", "dune", "ember", "fjord", "grove", "harbor", "inlet", "juniper", "kelp", "lagoon")
