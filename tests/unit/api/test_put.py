@@ -1,11 +1,15 @@
 """PUT of a vector table: what it changes, what it refuses by name, and who may overwrite whom."""
 
+from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 
+from api.app import create_app
 from api.preconditions import strong_tags
 from tests.unit.api.worlds import COLUMNS, World
+from walvec.runtime.settings import settings_from
 
 OTHER = [*COLUMNS[:2], {"name": "stock", "role": "metadata", "filter_type": "integer"}]
 
@@ -152,3 +156,16 @@ async def test_who_gives_no_revision_changes_only_what_it_names(world: World) ->
 def test_tags_of_a_header() -> None:
     assert strong_tags('"a", W/"b" ,"c,d"') == {"a", "c,d"}
     assert strong_tags("a") == strong_tags('"a" x') == strong_tags("") == set()
+
+
+async def test_both_documented_answers_to_a_backfill(world: World) -> None:
+    """S2 and S3 of the documentation name different fields, and another word for the same moment: a setting chooses."""
+    await world.apply(backfill="manual")
+    found = await world.ask("POST", f"{world.path}/backfill")
+    assert found.keys() >= {"task_id", "task_type", "target_id", "created_at", "vector_table_id", "total_rows"}
+    assert (found["status"], found["synced_rows"]) == ("pending", 0)
+    await world.cancel()
+    services = replace(world.services, settings=settings_from({"api": {"backfill_status": "backfilling"}}))
+    transport = httpx.ASGITransport(create_app(services))
+    async with httpx.AsyncClient(transport=transport, base_url="http://api") as other:
+        assert (await other.post(f"{world.path}/backfill")).json()["status"] == "backfilling"
