@@ -236,14 +236,14 @@ async def test_confirm_durable_nothing_is_confirmed_while_the_control_database_i
     w, table = await world(postgres)
     await first_session(w, table)
     async with w.reading():
-        put = w.control.progress.put
+        advance = w.control.progress.advance
         failed = asyncio.Event()
 
-        async def refuse(connection_id: str, progress: Any) -> None:
+        async def refuse(connection_id: str, progress: Any) -> bool:
             failed.set()
             raise ControlUnavailable("away")
 
-        monkeypatch.setattr(w.control.progress, "put", refuse)
+        monkeypatch.setattr(w.control.progress, "advance", refuse)
         before = (await w.control.progress.get(CONNECTION)).lsn
         await w.sql("INSERT INTO items VALUES (2, 'b', 1)")
         await w.caught_up()
@@ -253,7 +253,7 @@ async def test_confirm_durable_nothing_is_confirmed_while_the_control_database_i
         )
         assert at <= before
         assert w.stream.live
-        monkeypatch.setattr(w.control.progress, "put", put)
+        monkeypatch.setattr(w.control.progress, "advance", advance)
         assert key(id=2) in await w.rows(table)
 
 
