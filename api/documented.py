@@ -283,7 +283,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         "abort_rebuild",
         "Give up the generation that is being built",
         definitions.VectorTable,
-        codes=(*_TABLE, "nothing_to_abort", "swap_in_progress"),
+        codes=(*_TABLE, "nothing_to_abort", "swap_in_progress", "conflict"),
         headers=("ETag",),
     ),
     ("POST", "/v1/vector-tables/{table_id}/rollback"): Operation(
@@ -303,7 +303,10 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         codes=(*_TABLE, *_SOURCE, "source_table_access_denied"),
     ),
     ("POST", "/v1/vector-tables/{table_id}/backfill"): Operation(
-        "backfill", "Trigger a backfill", activity.BackfillRequested, codes=(*_TABLE, "backfill_in_progress")
+        "backfill",
+        "Trigger a backfill",
+        activity.BackfillRequested,
+        codes=(*_TABLE, "backfill_in_progress", "swap_in_progress", "conflict"),
     ),
     ("GET", "/v1/vector-tables/{table_id}/sync/status"): Operation(
         "get_sync_status",
@@ -398,6 +401,16 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         "apply",
         "Make a definitions document true",
         definitions.Applied,
-        codes=(*_SOURCE, *_LOG, "store_unavailable", "store_rejected", "source_table_access_denied", "conflict"),
+        codes=(
+            *_SOURCE,
+            *_LOG,
+            "store_unavailable",
+            "store_rejected",
+            "source_table_access_denied",
+            "source_table_changed",
+            "swap_in_progress",
+            "backfill_in_progress",
+            "conflict",
+        ),
     ),
 }

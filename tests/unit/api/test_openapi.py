@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from api.app import create_app
 from api.documented import CODES, OPERATIONS
+from api.lifecycle import REQUESTS, TABLE, Event, Outcome, Refusal, When
 from api.openapi import describe
 from tests.unit.api.worlds import World
 
@@ -41,6 +42,33 @@ def test_every_code_is_used_and_every_used_code_is_explained() -> None:
     assert {code for known in OPERATIONS.values() for code in known.codes} <= set(CODES)
 
 
+EVENTS: dict[Event, str] = {
+    "backfill": "backfill",
+    "change": "change_vector_table",
+    "adjust": "change_vector_table",
+    "pause": "pause_sync",
+    "resume": "resume_sync",
+    "abort": "abort_rebuild",
+    "rollback": "roll_back",
+    "cancel": "cancel_task",
+    "query": "query",
+    "delete": "delete_vector_table",
+}
+
+
+@pytest.mark.parametrize("event", REQUESTS)
+def test_what_a_state_refuses_is_documented(event: Event) -> None:
+    def codes(outcome: Outcome) -> Iterator[str]:
+        if isinstance(outcome, Refusal):
+            yield outcome.code
+        elif isinstance(outcome, When):
+            yield from codes(outcome.then)
+            yield from codes(outcome.otherwise)
+
+    (known,) = [k for k in OPERATIONS.values() if k.id == EVENTS[event]]
+    assert {code for outcome in TABLE[event].values() for code in codes(outcome)} <= set(known.codes)
+
+
 def test_every_answer_and_field_is_described(document: dict[str, Any]) -> None:
     """A reference has the words of what it refers to."""
     silent = []
@@ -48,9 +76,8 @@ def test_every_answer_and_field_is_described(document: dict[str, Any]) -> None:
     assert all(issubclass(m, BaseModel) for m in models)
     for method, path, operation in operations(document):
         assert operation["summary"], (method, path)
-        for parameter in operation.get("parameters", []):
-            if "$ref" not in parameter and not parameter.get("description"):
-                silent.append(f"{method} {path}: {parameter['name']}")
+        own = [p for p in operation.get("parameters", []) if "$ref" not in p]
+        silent += [f"{method} {path}: {p['name']}" for p in own if not p.get("description")]
     for name, schema in document["components"]["schemas"].items():
         for field, described in schema.get("properties", {}).items():
             if not ({"description", "$ref"} & set(described)):
