@@ -47,7 +47,7 @@ def refuse_unrunnable(kind: str, runnable: Mapping[str, Models]) -> None:
     """Raises Problem for a kind that is known, and that no adapter runs."""
     if kind in _NOT_YET and kind not in runnable:
         raise Problem(
-            422,
+            501,
             "not_supported",
             f"provider: this version of walvec cannot run {kind!r} yet.",
             "Use " + ", ".join(k for k in runnable if k != "fake") + "; an address that speaks OpenAI's protocol is of"
