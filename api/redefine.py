@@ -12,7 +12,7 @@ from dataclasses import replace
 from api.lifecycle import BACKFILLS
 from api.ports import SearchStore
 from api.redefinition import Redefinition
-from walvec.contracts.errors import Conflict, DefinitionError, NotFound, StoreRejected, WalvecError
+from walvec.contracts.errors import Conflict, DefinitionError, NotFound, PreconditionFailed, StoreRejected, WalvecError
 from walvec.definitions.generations import BACKFILL_IN_PROGRESS
 from walvec.definitions.model import VectorTable
 from walvec.definitions.ports import Control
@@ -102,7 +102,8 @@ async def _shown(change: Redefinition, control: Control, store: SearchStore) -> 
         await store.ensure(new, new.active)
         await store.show(new, new.active)
     except StoreRejected:
-        await control.definitions.put_vector_table(replace(old, updated_at=new.updated_at))
+        with suppress(PreconditionFailed, NotFound):  # somebody has changed it again
+            await control.definitions.put_vector_table(old, etag=revision(new))
         raise
 
 

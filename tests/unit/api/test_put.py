@@ -9,6 +9,7 @@ import pytest
 from api.app import create_app
 from api.preconditions import strong_tags
 from tests.unit.api.worlds import COLUMNS, World
+from walvec.contracts.errors import StoreRejected
 from walvec.runtime.settings import settings_from
 
 OTHER = [*COLUMNS[:2], {"name": "stock", "role": "metadata", "filter_type": "integer"}]
@@ -169,3 +170,25 @@ async def test_both_documented_answers_to_a_backfill(world: World) -> None:
     transport = httpx.ASGITransport(create_app(services))
     async with httpx.AsyncClient(transport=transport, base_url="http://api") as other:
         assert (await other.post(f"{world.path}/backfill")).json()["status"] == "backfilling"
+
+
+@pytest.mark.parametrize("body", [{"name": "renamed"}, {"columns": OTHER}, {"columns": OTHER, "name": "renamed"}])
+@pytest.mark.parametrize("backfill", ["auto", "manual"])
+async def test_what_the_store_refuses_is_taken_back(world: World, body: dict[str, Any], backfill: str) -> None:
+    await world.apply(backfill=backfill)
+    if backfill == "auto":
+        await world.backfilled()
+    before = await world.ask("GET", world.path)
+    ensure = world.store.ensure
+
+    async def refuse(table: Any, generation: Any) -> None:
+        if table.name == "renamed" or generation.columns[-1].name == "stock":
+            raise StoreRejected("that name is taken.", "Choose another name.")
+        await ensure(table, generation)
+
+    world.store.ensure = refuse  # type: ignore[method-assign]
+    assert (await world.ask("PUT", world.path, body, 422))["error"]["code"] == "store_rejected"
+    after = await world.ask("GET", world.path)
+    for name in ("name", "columns", "sync_status", "building_generation"):
+        assert after[name] == before[name]
+    assert await world.control.tasks.open_tasks([world.table.id]) == []
