@@ -81,9 +81,9 @@ def start(role: str, file: Path | None) -> Settings:
     settings = config.load_settings(file)
     logging.configure(role, level=settings.log_level, style=settings.log_format)
     if role in ("up", "api"):
-        from api.access import keys_of
+        from api.access import check_start
 
-        keys_of(settings)  # refused before anything is waited for
+        check_start(settings)  # refused before anything is waited for
     if not lifecycle.supervised():
         for name in config.unknown_variables(os.environ):
             logger.warning("no setting has this name", extra={"action": "ignore", "variable": name})
