@@ -150,6 +150,7 @@ def _methods(request: Request) -> list[str]:
     """All that its path has; the framework's own answer names those of one route."""
     path = request.scope["path"]
     places = [r for r in iter_route_contexts(request.app.routes) if r.path_regex.match(path)]
+    places = [r for r in places if r.path == path] or places  # a name in the path of others is no place of its own
     return sorted({method for route in places for method in route.methods or ()})
 
 

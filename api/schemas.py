@@ -45,6 +45,14 @@ Text = Annotated[str, AfterValidator(_text), _NO_NUL]
 Secret = Annotated[SecretStr, AfterValidator(_text), _NO_NUL]
 Word = Annotated[Text, Field(min_length=1, max_length=1000)]
 Name = Annotated[Text, Field(min_length=1, max_length=100)]
+
+
+def _unique(value: list[str]) -> list[str]:
+    if len(set(value)) < len(value):
+        raise ValueError("names each column once")
+    return value
+
+
 NUMBER = BeforeValidator(_number)
 """Stands last, so that the limits before it show in the schema."""
 Int = Annotated[int, NUMBER]
@@ -232,7 +240,14 @@ Columns = Annotated[
         "contains": {"type": "object", "properties": {"role": {"const": "embedding"}}, "required": ["role"]}
     }),
 ]  # fmt: skip
-KeyColumns = Word | Annotated[list[Word], Field(min_length=1, max_length=32, json_schema_extra={"uniqueItems": True})]
+KeyColumns = (
+    Word
+    | Annotated[
+        list[Word],
+        Field(min_length=1, max_length=32, json_schema_extra={"uniqueItems": True}),
+        AfterValidator(_unique),
+    ]
+)
 Model = Annotated[Text, Field(min_length=1, max_length=200)]
 Dimensions = Annotated[int, Field(ge=1, le=16_000), NUMBER]
 Kept = Annotated[int, Field(ge=0, le=2_592_000), NUMBER]
@@ -397,8 +412,8 @@ class VerifyRequest(Body):
 
 class ReplayFrom(Body):
     start: Annotated[
-        Text,
-        Field(alias="from", min_length=1, max_length=20, pattern=r"^(earliest|latest|\d{1,9}(ms|s|m|h|d)|\d{1,18})$"),
+        str,
+        Field(alias="from", max_length=20, pattern=r"^(earliest|latest|\d{1,9}(ms|s|m|h|d)|\d{1,18})$"),
     ]
     """A place in the log's changes: earliest, latest, an age (10m) or an offset."""
 
