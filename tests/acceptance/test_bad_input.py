@@ -526,7 +526,10 @@ def end_of(found: Walvec, *args: str, apply: Path | None = None) -> tuple[int, s
     ],
 )  # fmt: skip
 def test_a_bad_setting_ends_every_start(tmp_path: Path, env: dict[str, str], words: tuple[str, ...]) -> None:
-    code, text = end_of(quick(tmp_path, **env))
+    found = quick(tmp_path, **env)
+    if "WALVEC_API__HOST" in env:  # a control database that is there may hold a key
+        del found.env["WALVEC_CONTROL_DATABASE__URL"]
+    code, text = end_of(found)
     assert code == 1, text
     for word in words:
         assert word in text, f"{word!r} is not in:\n{text}"
