@@ -1,6 +1,6 @@
 """What a generation's batches write: `.vectors` records, and letters with the deletes that follow them.
 
-A row that no provider takes: its letter first, then its delete (rules dead-delete, forced-delete).
+A row that no provider takes: its letter first, then its delete (rule dead-delete, rule forced-delete).
 """
 
 from __future__ import annotations

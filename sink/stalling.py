@@ -1,4 +1,7 @@
-"""The store's trouble with one generation: what is being built stalls, what serves is the table's trouble."""
+"""The store's trouble with one generation: what is being built stalls, what serves is the table's trouble.
+
+Rule stalled-before-passed: that it has stalled is durable before a record of it is passed over.
+"""
 
 from __future__ import annotations
 

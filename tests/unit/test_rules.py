@@ -50,6 +50,7 @@ RULES = (
     "since-routed",
     "never-back",
     "fed-or-read",
+    "stalled-before-passed",
 )
 _HELD = re.compile(r"\brule\s+([a-z]+(?:-[a-z]+)*)", re.IGNORECASE)
 _TEST = re.compile(r"def (test_\w+)\(")
