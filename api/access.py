@@ -20,6 +20,7 @@ from walvec.runtime.settings import Settings
 
 _QUERY = re.compile(r"/v1/vector-tables/[^/]+/query")
 _ACCOUNT = re.compile(r"/v1/(organizations|environments|api-keys|auth)(/|$)")
+_HOST = re.compile(r"^(\[[^\]]*\]|[^:]*):\d*$")
 _HOW = "Send Authorization: Bearer <key>; `walvec keys create` makes one."
 
 
@@ -48,9 +49,19 @@ class Access:
     _version: int = field(default=-1, init=False)
     _stored: Mapping[bytes, ApiKey] = field(default_factory=dict, init=False)
 
-    def admit(self, snapshot: Snapshot, method: str, path: str, authorization: str, environment: str | None) -> Caller:
-        """Raises Problem: 401, 403, 404 environment_not_found."""
-        caller = self._caller(snapshot, authorization)
+    def admit(
+        self,
+        snapshot: Snapshot,
+        method: str,
+        path: str,
+        authorization: str,
+        environment: str | None,
+        *,
+        host: str = "",
+        origin: str | None = None,
+    ) -> Caller:
+        """Raises Problem: 401, 403, 404 environment_not_found. `host`, `origin`: the headers of those names."""
+        caller = self._caller(snapshot, authorization, host, origin)
         if caller.permission == "read_only" and not _reads(method, path):
             raise Problem(
                 403, "permission_denied", "the API key is read-only.", "Ask with a key whose permission is full."
@@ -75,7 +86,7 @@ class Access:
         default = organization.id == snapshot.default_organization.id
         return snapshot.environment(organization.id, self.environment if default else FIRST_ENVIRONMENT)
 
-    def _caller(self, snapshot: Snapshot, authorization: str) -> Caller:
+    def _caller(self, snapshot: Snapshot, authorization: str, host: str, origin: str | None) -> Caller:
         home = snapshot.default_organization
         scheme, _, token = authorization.partition(" ")
         given = digest(token.strip()) if scheme.lower() == "bearer" and token.strip() else b""
@@ -89,6 +100,7 @@ class Access:
                 raise Problem(401, "key_revoked", "the API key was revoked.", _HOW)
             return Caller(snapshot.organizations[stored.org_id], stored.permission, None, stored.id)
         if self.loopback and not self.keys and not snapshot.keys_needed:
+            _no_foreign_page(host, origin)
             return Caller(home, "full", None)
         raise Problem(401, "unauthorized", "the API key is missing or wrong.", _HOW)
 
@@ -102,6 +114,31 @@ class Access:
 
 def _reads(method: str, path: str) -> bool:
     return method in ("GET", "HEAD", "OPTIONS") or (method == "POST" and _QUERY.fullmatch(path) is not None)
+
+
+def _no_foreign_page(host: str, origin: str | None) -> None:
+    """An open door is for this machine's programs, not for the pages in its browser. A page of another site sends its
+    Origin; one whose name was made to lead here sends that name as Host. Raises Problem."""
+    name = _HOST.sub(r"\1", host).lower().rstrip(".")
+    here = not name or name == "localhost" or name.endswith(".localhost") or _is_address(name)
+    if here and origin in (None, f"http://{host}", f"https://{host}"):
+        return
+    raise Problem(
+        403,
+        "permission_denied",
+        "without a key only programs of this machine may ask, by its address or as localhost, and no page of another "
+        "site.",
+        "Ask http://127.0.0.1 or http://localhost, or make a key: `walvec keys create`.",
+    )
+
+
+def _is_address(name: str) -> bool:
+    """One that is spelled out leads nowhere else."""
+    try:
+        ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

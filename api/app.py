@@ -101,7 +101,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        if not request.url.path.startswith(_OPEN):
+        if not scope["path"].startswith(_OPEN):
             try:
                 scope["state"]["caller"] = await self._admitted(request)
             except WalvecError as e:
@@ -116,7 +116,9 @@ class Gate:
         return self._access.admit(
             snapshot,
             request.method,
-            request.url.path,
+            request.scope["path"],  # as the router takes it; `url` is put together from what the client says of itself
             request.headers.get("authorization", ""),
             request.headers.get("x-environment-id"),
+            host=request.headers.get("host", ""),
+            origin=request.headers.get("origin"),
         )

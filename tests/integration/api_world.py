@@ -110,7 +110,7 @@ async def api_world(directory: Path, *, control: str, store: str) -> AsyncIterat
     log = MemoryLog()
     services = Services(settings, opened, log, source, stores, models)
     transport = httpx.ASGITransport(create_app(services))
-    async with httpx.AsyncClient(transport=transport, base_url="http://api", timeout=60) as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as http:
         yield ApiWorld(settings, opened, http, source, services, log)
     for closing in (services.reach, models, stores, source, opened):
         await closing.close()

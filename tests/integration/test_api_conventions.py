@@ -21,7 +21,7 @@ ITEMS = "CREATE TABLE public.items (id bigint PRIMARY KEY, name text, price doub
 def served(world: ApiWorld, **api: Any) -> httpx.AsyncClient:
     settings = world.settings.model_copy(update={"api": world.settings.api.model_copy(update=api)})
     app = create_app(replace(world.services, settings=settings))
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api", timeout=30)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", timeout=30)
 
 
 @pytest.fixture

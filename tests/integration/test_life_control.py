@@ -27,7 +27,7 @@ def over(world: World, control: Any, log: Log) -> World:
     found = world.services
     services = Services(found.settings, control, log, found.source, found.store, found.models)
     world.control, world.services = control, services
-    world.http = httpx.AsyncClient(transport=httpx.ASGITransport(create_app(services)), base_url="http://api")
+    world.http = httpx.AsyncClient(transport=httpx.ASGITransport(create_app(services)), base_url="http://localhost")
     return world
 
 

@@ -67,6 +67,54 @@ async def test_beyond_loopback_and_with_keys_of_the_settings_a_key_is_needed() -
 
 
 @pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("evil.example", None),  # a name that was made to lead to this machine
+        ("evil.example:8080", "http://evil.example:8080"),
+        ("localhost.evil.example", None),
+        ("127.0.0.1.evil.example:8080", None),
+        ("localhost:8080", "http://evil.example"),
+        ("localhost:8080", "http://localhost:3000"),
+        ("localhost:8080", "null"),
+        ("", "http://evil.example"),
+    ],
+)
+async def test_an_open_door_is_closed_to_pages_of_other_sites(host: str, origin: str | None) -> None:
+    control, door = MemoryControl(), access()
+    assert refused(door, control, None, host=host, origin=origin) == (403, "permission_denied")
+    assert refused(door, control, "whatever", host=host, origin=origin, method="POST") == (403, "permission_denied")
+    token = await made(control)
+    assert admitted(door, control, token, host=host, origin=origin).permission == "full"  # no page has it
+
+
+@pytest.mark.parametrize(
+    "host", ["", "localhost", "LOCALHOST:8080", "walvec.localhost", "127.0.0.1:8080", "[::1]:8080"]
+)
+def test_an_open_door_is_open_to_programs_of_this_machine_and_to_its_own_pages(host: str) -> None:
+    control, door = MemoryControl(), access()
+    assert admitted(door, control, None, host=host).permission == "full"
+    assert admitted(door, control, None, host=host, origin=f"http://{host}").permission == "full"
+
+
+@pytest.mark.parametrize("more", [{"Origin": "http://evil.example"}, {"Host": "evil.example"}])
+async def test_a_page_of_another_site_changes_nothing(world: World, more: dict[str, str]) -> None:
+    """A form's POST without a body needs no leave of ours."""
+    await world.apply()
+    answer = await world.http.post("/v1/vector-tables/products/sync/pause", headers=more)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "permission_denied")
+    assert not world.table.paused
+    assert answer.headers.get("access-control-allow-origin") is None
+
+
+@pytest.mark.parametrize("host", ["x/health?", "x/docs#", "x\\health", "health/..", "[/health"])
+async def test_no_host_header_opens_a_door(world: World, host: str) -> None:
+    await made(world.control)
+    for path in ("/v1/connections", "//health", "/v1/connections?x=/health"):
+        answer = await world.http.get(path, headers={"Host": host})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
+
+
+@pytest.mark.parametrize(
     ("method", "path", "may"),
     [
         ("GET", "/v1/connections", True),
@@ -114,7 +162,7 @@ async def test_environments_of_a_request() -> None:
 
 
 async def test_an_address_that_others_reach_needs_a_key() -> None:
-    control, settings = MemoryControl(), settings_from({"api": {"host": "0.0.0.0"}})  # noqa: S104 - never bound
+    control, settings = MemoryControl(), settings_from({"api": {"host": "0.0.0.0"}})
     with pytest.raises(ConfigError, match="walvec keys create"):
         check_open(settings, control.feed.current)
     await made(control)

@@ -35,7 +35,7 @@ def client_of(world: World, **api: Any) -> httpx.AsyncClient:
     """Another process's API on the same control database."""
     settings = settings_from({"data_dir": world.services.settings.data_dir, "api": api})
     app = create_app(replace(world.services, settings=settings))
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
 
 def envelope(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

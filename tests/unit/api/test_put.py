@@ -168,7 +168,7 @@ async def test_both_documented_answers_to_a_backfill(world: World) -> None:
     await world.cancel()
     services = replace(world.services, settings=settings_from({"api": {"backfill_status": "backfilling"}}))
     transport = httpx.ASGITransport(create_app(services))
-    async with httpx.AsyncClient(transport=transport, base_url="http://api") as other:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as other:
         assert (await other.post(f"{world.path}/backfill")).json()["status"] == "backfilling"
 
 

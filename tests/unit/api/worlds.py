@@ -223,7 +223,7 @@ class World:
         self.services = Services(settings, self.control, self.log, self.source, self.store, FakeModels())
         self.app = create_app(self.services)
         transport = httpx.ASGITransport(self.app)
-        self.http = httpx.AsyncClient(transport=transport, base_url="http://api")
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
     async def ask(self, method: str, path: str, body: Any = None, status: int = 200, **more: Any) -> Any:
         """The answer, after it was held to the OpenAPI document."""
