@@ -61,6 +61,9 @@ async def request_backfill(services: Services, table: VectorTable, *, sweep: boo
             params = {"sweep": table.backfilled if sweep is None else sweep}
             return await control.tasks.create(kind, table.id, table.active.number, params, alone=True)
         opened = next((t for t in tasks if t.task_type in BACKFILLS and t.status in OPEN), None)
+        read = (t for t in tasks if t.task_type in BACKFILLS and t.generation == building.number)
+        if opened is None and building.state == "building" and (newest := next(read, None)) is not None:
+            return newest  # all rows are read: it takes over by itself
         if building.state == "stalled" or opened is None or opened.generation != building.number:
             _, opened = await control.definitions.retry(table.id)
         return await control.tasks.adopt(opened.id)
