@@ -1,7 +1,7 @@
 """Works at removals: at once, when a definition is deleted, and later, when something was away.
 
-Law: a removal is in one hand at a time (its row is locked meanwhile), and every step may be done twice. Whoever is killed
-leaves it as it was. Next: `walvec.definitions.removals`.
+Law: a removal is in one hand at a time (its row is locked meanwhile), and every step may be done twice. Whoever is
+killed leaves it as it was. Next: `walvec.definitions.removals`.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ class Remover:
                     log_.warning("removals wait", extra={"action": "removals_wait", "reason": e.message})
                 for task in [t for t in working if t.done()]:
                     del working[task]
-                    if not task.cancelled() and (error := task.exception()) is not None:
-                        if not isinstance(error, ControlUnavailable):
-                            raise error
+                    error = None if task.cancelled() else task.exception()
+                    if error is not None and not isinstance(error, ControlUnavailable):
+                        raise error
                 await pause(stop, _LOOK_SECONDS)
         finally:
             for task in working:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence, Set
-from copy import copy
 
 import numpy as np
 import psycopg
@@ -50,21 +49,23 @@ _LACKING = (
 class PgvectorStore:
     """`own_database`: it is the source database itself (platform mode), so user-defined types are there."""
 
-    def __init__(self, dsn: str, schema: str, *, own_database: bool = False) -> None:
-        self._sessions = Sessions(dsn, guarded=own_database)
-        self._slow = Sessions(
-            dsn, limit=2, guarded=own_database
-        )  # index builds and comparisons must not keep writers waiting
+    def __init__(
+        self, dsn: str, schema: str, *, own_database: bool = False, sessions: tuple[Sessions, Sessions] | None = None
+    ) -> None:
+        self._dsn = dsn
+        # the second: index builds and comparisons must not keep writers waiting
+        self._sessions, self._slow = sessions or (
+            Sessions(dsn, guarded=own_database),
+            Sessions(dsn, limit=2, guarded=own_database),
+        )
         self._schema = schema
         self._own_database = own_database
         self._layouts: dict[tuple[str, int], tuple[Generation, Layout]] = {}
 
     def beside(self, schema: str) -> PgvectorStore:
         """Another schema of the same database, over the same connections; closed together."""
-        other = copy(self)
-        other._schema = schema
-        other._layouts = {}
-        return other
+        both = (self._sessions, self._slow)
+        return PgvectorStore(self._dsn, schema, own_database=self._own_database, sessions=both)
 
     # ---------------------------------------------------------------- storage
 

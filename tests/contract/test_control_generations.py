@@ -1,4 +1,4 @@
-"""Generations in the control database: each step with its tasks in one transaction, held to the fake and to Postgres."""
+"""Generations in the control database: each step with its tasks in one transaction, held to the fake and Postgres."""
 
 import asyncio
 from dataclasses import replace

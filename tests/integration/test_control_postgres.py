@@ -63,7 +63,8 @@ async def test_environments_do_not_see_each_other(postgres: Any) -> None:
     with pytest.raises(NotFound):  # a vector table uses what its own environment holds
         await test.definitions.put_vector_table(PRODUCTS)
     found = everything.environment(organization.id, "test")
-    assert found is not None and everything.environment(organization.id, found.id) == found
+    assert found is not None
+    assert everything.environment(organization.id, found.id) == found
     with pytest.raises(Conflict):
         await prod.accounts.delete_environment(found.id)
     await test.definitions.delete_connection("conn_test")

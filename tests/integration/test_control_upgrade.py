@@ -48,7 +48,8 @@ def former(postgres: Any) -> Any:
             )
             conn.execute(
                 "INSERT INTO walvec_control.connections (environment, id, name, provider, mode, credentials,"
-                " on_slot_loss, status) VALUES (%s, %s, 'shop', 'postgresql', 'managed', %s, 'rebackfill', 'connected')",
+                " on_slot_loss, status)"
+                " VALUES (%s, %s, 'shop', 'postgresql', 'managed', %s, 'rebackfill', 'connected')",
                 [name, connection, secrets.encrypt(SHOP.dsn + name, f"connection/{connection}")],
             )
             conn.execute(
@@ -95,7 +96,8 @@ async def test_what_was_stored_goes_on_in_environments_of_one_organization(forme
     assert schemas == {"prod": "walvec", "test": "walvec_test"}
     for n, name in enumerate(("prod", "test")):
         own = now.environment(organization.id, name)
-        assert own is not None and own.org_id == organization.id
+        assert own is not None
+        assert own.org_id == organization.id
         found = now.within(own.id)
         assert found.connections[f"conn_{n}"].dsn == SHOP.dsn + name
         assert found.providers[f"emb_{n}"].api_key == LOCAL.api_key
@@ -109,7 +111,8 @@ async def test_what_was_stored_goes_on_in_environments_of_one_organization(forme
         assert await control.progress.published(f"conn_{n}") == {"vt": "m"}
         assert await control.progress.topics([table.id]) == {"topic": "identity"}
         bridge = await control.progress.bridge(table.id)
-        assert bridge is not None and (bridge.starts, bridge.sequence, bridge.snapshot_lsns) == ({0: 4}, 9, (50,))
+        assert bridge is not None
+        assert (bridge.starts, bridge.sequence, bridge.snapshot_lsns) == ({0: 4}, 9, (50,))
     await control.definitions.delete_vector_table("vt_1")
     assert await control.letters.count("vt_1") == 0
     assert await control.progress.bridge("vt_1") is None

@@ -1,10 +1,10 @@
 """The life of a vector table's generations, as functions table -> table. Pure; `postgres` and `memory` store them.
 
 Rule never-back: a generation is fed without a gap from its definition until it leaves the live ones, and then never
-again; its number is given once. So a role that is behind misses nothing (it does not know the number yet and waits, rule
-known-generation, or feeds what nobody wants any more), a record of a generation that is gone may be passed over for
-ever, and no tombstone, floor or horizon of an earlier life meets a row. A rollback, and another try of one that stalled,
-build a new generation of the same definition: its vectors are found by their hashes, so nothing is paid again.
+again; its number is given once. So a role that is behind misses nothing (it does not know the number yet and waits,
+rule known-generation, or feeds what nobody wants any more), a record of a generation that is gone may be passed over
+for ever, and no tombstone, floor or horizon of an earlier life meets a row. A rollback, and another try of one that
+stalled, build a new generation of the same definition: its vectors are found by their hashes, so nothing is paid again.
 
   rebuild    ─► building ─► (filled, ready) ─► swapping ─► active ─► retired ─► expired
   rollback ──┘     │  └── stalled ◄── store, provider, letters; a swap that the store refuses

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from walvec.contracts.errors import Conflict
+from walvec.contracts.errors import Conflict, PreconditionFailed
 from walvec.definitions import generations, revisions, transitions
 from walvec.definitions.model import Column, Generation, SourceColumn, VectorTable
 
@@ -57,7 +57,7 @@ def test_a_rebuild_enters_a_generation_that_is_fed_and_not_served() -> None:
     assert table.pending_rebackfill
     found = table.building
     assert found is not None
-    assert not (found.ready or found.filled or found.swapping or found.kept_until or found.stalled)
+    assert not any((found.ready, found.filled, found.swapping, found.kept_until, found.stalled))
     assert (found.embedding_provider_id, found.provider_kind) == ("emb_1", "static")
 
 
@@ -270,6 +270,15 @@ def test_a_definition_made_before_an_abort_brings_nothing_back() -> None:
 def test_loose_changes_of_a_generation_are_taken() -> None:
     flat = tuple(replace(g, index={"kind": "none"}) for g in TABLE.generations)
     assert transitions.put(TABLE, replace(TABLE, generations=flat), "now").active.index == {"kind": "none"}
+
+
+@pytest.mark.parametrize("before", [TABLE, building()], ids=["before the rebuild", "while it was built"])
+def test_never_back_what_was_put_of_a_definition_whose_generation_is_gone(before: VectorTable) -> None:
+    """Swapped, and nothing kept, between a writer's look and its write: its storage is dropped already."""
+    now = generations.expired(swapped(), 1)
+    assert states(now) == {2: "active"}
+    with pytest.raises(PreconditionFailed):
+        transitions.put(now, replace(before, keep_previous=5), "now")
 
 
 def test_a_revision_covers_what_a_user_says_and_nothing_else() -> None:
