@@ -1,11 +1,12 @@
 """Requests to addresses that a user named: each goes to an address that was resolved and looked at just before.
 
-Behind a proxy that the environment names (HTTPS_PROXY, …) the proxy resolves, and restricts.
+Behind a proxy that the environment names for the address (HTTPS_PROXY, …) the proxy resolves, and restricts.
 """
 
 from __future__ import annotations
 
-from urllib.request import getproxies
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -46,9 +47,11 @@ class Guarded(httpx.AsyncBaseTransport):
         await self._inner.aclose()
 
 
-def transport() -> httpx.AsyncBaseTransport | None:
-    """For a client of a user's address; None: httpx's own, which asks the environment's proxy."""
-    if {"http", "https", "all"} & getproxies().keys():
-        return None
+def transport(url: str) -> httpx.AsyncBaseTransport:
+    """For a client of a user's address: guarded, or by the proxy alone; never past both."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+    parts, proxies = urlsplit(url), getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if proxy and not proxy_bypass(parts.netloc):
+        return httpx.AsyncHTTPTransport(limits=limits, proxy=proxy if "://" in proxy else f"http://{proxy}")
     return Guarded(httpx.AsyncHTTPTransport(limits=limits))

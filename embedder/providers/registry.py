@@ -68,7 +68,7 @@ def _compatible(kind: str, base_url: str | None) -> Make:
             api_key=provider.api_key,
             base_url=url,
             limits=limits_of(openai.LIMITS, provider.limits),
-            transport=guarded.transport() if provider.base_url else None,
+            transport=guarded.transport(url) if provider.base_url else None,
         )
 
     return make

@@ -31,7 +31,7 @@ _REFUSED: tuple[Network, ...] = tuple(
     for text in (
         "169.254.0.0/16",  # link-local; the metadata services of most clouds
         "fe80::/10",
-        "fd00:ec2::254/128",
+        "fd00:ec2::/32",
         "fd20:ce::254/128",
         "100.100.100.200/32",
         "192.0.0.192/32",

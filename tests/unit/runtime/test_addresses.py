@@ -209,3 +209,45 @@ async def test_a_redirect_is_not_followed_and_a_rebound_name_is_refused(monkeypa
         with pytest.raises(AddressRefused):
             await client.get("http://models.example/")
     assert len(inner.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "url", "direct"),
+    [
+        ({}, "https://models.example/v1", True),
+        ({"https_proxy": "http://127.0.0.1:9"}, "https://models.example/v1", False),
+        ({"https_proxy": "http://127.0.0.1:9"}, "http://models.example/v1", True),  # no proxy for this scheme
+        ({"all_proxy": "127.0.0.1:9"}, "http://models.example/v1", False),
+        (
+            {"all_proxy": "http://127.0.0.1:9", "no_proxy": "other.example,models.example"},
+            "http://models.example/v1",
+            True,
+        ),
+        ({"http_proxy": "http://127.0.0.1:9", "no_proxy": "*"}, "http://models.example:81/v1", True),
+    ],
+)
+async def test_past_a_proxy_the_address_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], url: str, direct: bool
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    asked = resolves(monkeypatch, ["169.254.169.254"])
+    async with httpx.AsyncClient(transport=guarded.transport(url)) as client:
+        with pytest.raises(AddressRefused if direct else httpx.ConnectError):
+            await client.get(url)
+    assert asked == (["models.example"] if direct else [])
+
+
+@pytest.mark.parametrize("host", ["fd00:ec2::23", "fe80::1%lo", "::ffff:169.254.170.23", "[fe80::1%25eth0]"])
+def test_credential_services_are_refused_however_they_are_written(host: str) -> None:
+    with pytest.raises(AddressRefused):
+        check_connection_address(psycopg.conninfo.make_conninfo(host=host, dbname="d"))
+
+
+async def test_a_name_that_leads_to_a_link_of_this_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolves(monkeypatch, ["fe80::1%1"])
+    with pytest.raises(AddressRefused):
+        await addresses.pinned("host=a dbname=d")
