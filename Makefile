@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+# Test files that run side by side: most of them wait for processes rather than compute.
+PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up test kafka check fmt bench clean
@@ -23,7 +25,7 @@ up: $(READY) ## walvec on http://127.0.0.1:8080, data in ./.walvec
 	@$(BIN)/walvec up
 
 test: $(READY) ## all tests, on a real PostgreSQL that comes with the installation; on a real Kafka where there is Java
-	$(BIN)/pytest -m "not bench" -rs
+	$(BIN)/pytest -m "not bench" -rs -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 kafka: $(READY) ## the jars of the tests' Kafka broker and of Debezium, once, into ~/.cache/walvec (needs Java 17, Maven)
 	@$(BIN)/python -m tests.plugins.jars
