@@ -62,7 +62,7 @@ class Batch:
             changes = polled.changes
             if self._only_at_once:
                 changes = [c for c in changes if c.op != "r"]  # they have texts to embed, as a rule
-                self.rest = polled.skipped or any(c.op == "r" and c.concerns(number) for c in polled.changes)
+                self.rest = any(c.op == "r" and c.concerns(number) for c in polled.changes)
             mine = coalesce(changes, number, self._planner.fillable)
             if len(mine) < len(changes):
                 all_of_it = sum(c.concerns(number) for c in changes)

@@ -37,19 +37,17 @@ class Polled:
     fetches: Sequence[Fetch]
     changes: list[Change] = field(default_factory=list)
     truncates: list[tuple[int, Change]] = field(default_factory=list)
-    skipped: bool = False
-    """Rows that were read are left out: they are read again when there is room."""
     commit_ms: int = 0
 
     def concerns(self, generation: int) -> bool:
         """Whether there may be anything to do for it."""
         every = chain(self.changes, (c for _, c in self.truncates))
-        return self.skipped or any(c.concerns(generation) for c in every)
+        return any(c.concerns(generation) for c in every)
 
 
-async def take_in(context: Context, fetches: Sequence[Fetch], *, skip_reads: bool = False) -> Polled:
+async def take_in(context: Context, fetches: Sequence[Fetch]) -> Polled:
     """All generations that the records name are known on return, and letters of what cannot be read are durable."""
-    found, placed, damaged = _decode(context, fetches, skip_reads)
+    found, placed, damaged = _decode(context, fetches)
     every = (*(c for c, _ in placed), *(c for _, c in found.truncates))
     await _know(context, max((max(c.generation, c.newest) for c in every), default=0))
     damaged += _foreign_keys(context, placed)  # only now: a newer generation may have another key
@@ -61,15 +59,13 @@ async def take_in(context: Context, fetches: Sequence[Fetch], *, skip_reads: boo
 
 def read_again(context: Context, fetches: Sequence[Fetch]) -> Polled:
     """Records that were taken in before: what is wrong with them was told then."""
-    found, placed, _ = _decode(context, fetches, False)
+    found, placed, _ = _decode(context, fetches)
     _foreign_keys(context, placed)
     found.changes = [c for c, _ in placed]
     return found
 
 
-def _decode(
-    context: Context, fetches: Sequence[Fetch], skip_reads: bool
-) -> tuple[Polled, list[_Placed], list[DeadLetter]]:
+def _decode(context: Context, fetches: Sequence[Fetch]) -> tuple[Polled, list[_Placed], list[DeadLetter]]:
     found = Polled(fetches)
     placed: list[_Placed] = []
     damaged: list[DeadLetter] = []
@@ -77,9 +73,6 @@ def _decode(
     decode = wire.decode_change
     for fetch in fetches:
         for record in fetch.records:
-            if skip_reads and wire.is_read(record.value):
-                found.skipped = True  # it has a text to embed, as a rule: it is not looked at twice
-                continue
             try:
                 check_schema(record.headers)
                 change = decode(record.key, record.value)

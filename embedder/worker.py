@@ -130,7 +130,7 @@ class Worker:
         usage.read += count
         usage.batches.add(count)
         ticket = self._offsets.begin(spans(fetches))
-        polled = await take_in(self.context, fetches, skip_reads=all(lane.full for lane in self._lanes_now()))
+        polled = await take_in(self.context, fetches)
         lanes = self._lanes_now()
         ticket.share(len(lanes))
         for lane in lanes:

@@ -24,7 +24,6 @@ from walvec.contracts.vectors import Chunk, VectorOp, VectorRecord
 VERSION = 1
 _UPGRADE = "A newer walvec wrote it: upgrade this one."
 _OPS = frozenset(get_args(Op))
-_READ = b'{"op":"r",'
 _VECTOR_OPS = frozenset(get_args(VectorOp))
 
 
@@ -53,11 +52,6 @@ def encode_change(change: Change, *, source: dict[str, Any] | None = None) -> by
             "walvec": block,
         }
     )
-
-
-def is_read(value: bytes) -> bool:
-    """Whether a change was read by SELECT (`op` r): told by the first bytes, without decoding it."""
-    return value.startswith(_READ)
 
 
 def decode_change(key: bytes | None, value: bytes) -> Change:

@@ -16,6 +16,7 @@ from embedder.providers.port import Kind
 from tests.plugins.embedder_world import Lookup, World, change, generation, key, vector_table
 from tests.plugins.eventually import eventually
 from tests.plugins.openai_server import OpenAIServer
+from tests.plugins.stale_feed import StaleControl
 from walvec.contracts.changes import Change
 from walvec.contracts.errors import StoreRejected
 from walvec.contracts.stores import StoredVersion
@@ -531,3 +532,52 @@ async def test_texts_that_serve_nobody_yet_are_not_starved() -> None:
     sending.cancel()
     await asyncio.gather(sending, return_exceptions=True)
     assert [sent.index(f"b{i}") for i in range(3)] == [7, 15, 23]
+
+
+# -------------------------------------------------------------------- what waits is not lost
+
+
+async def test_known_generation_while_all_batches_wait(
+    world: TwoProviders, openai_server: OpenAIServer, other_server: OpenAIServer
+) -> None:
+    """Rows of a generation that the role does not know yet, polled while it has no room for anything."""
+    openai_server.hold = asyncio.Event()
+    await world.define()
+    known = world.control
+    world.control = stale = StaleControl(known)  # type: ignore[assignment]
+    async with world.running():
+        await world.put(*(change(i, 10 + i, f"text {i}") for i in range(200)))
+        await eventually(lambda: openai_server.stats.requests)
+        asked, world.control = stale.asked, known
+        await world.rebuild(embedding_model="text-embedding-3-large")
+        await world.put(*world.read(2, range(200)))
+        await eventually(lambda: stale.asked > asked)
+        stale.feed.bring()
+        openai_server.hold.set()
+        await world.drained()
+        assert await world.keys(1) == {key(i) for i in range(200)}
+        assert await world.keys(2) == {key(i) for i in range(200)}
+
+
+async def test_a_lane_that_opens_while_the_other_one_waits_misses_nothing(
+    world: TwoProviders, openai_server: OpenAIServer, other_server: OpenAIServer
+) -> None:
+    """What was polled before it was there, and while the other one had no room, is all its own."""
+    openai_server.hold = asyncio.Event()
+    await world.define()
+    known = world.control
+    world.control = stale = StaleControl(known)  # type: ignore[assignment]
+    async with world.running():
+        await world.put(*(change(i, 10 + i, f"text {i}") for i in range(200)))
+        await eventually(lambda: openai_server.stats.requests)
+        asked, world.control = stale.asked, known
+        await world.rebuild(embedding_model="text-embedding-3-large")
+        mixed = [live(200 + i, 300 + i, f"text {200 + i}") for i in range(100)]
+        read = world.read(2, range(200))
+        await world.put(*(c for pair in zip(mixed, read, read[100:], strict=False) for c in pair))
+        await eventually(lambda: stale.asked > asked)
+        stale.feed.bring()
+        await eventually(lambda: other_server.stats.requests)
+        openai_server.hold.set()
+        await world.drained()
+        assert await world.keys(2) == {key(i) for i in range(300)}
