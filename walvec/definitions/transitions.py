@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from walvec.contracts.errors import PreconditionFailed
 from walvec.contracts.letters import DeadLetter
 from walvec.definitions import generations
 from walvec.definitions.model import Generation, VectorTable
 
 
 def put(old: VectorTable | None, new: VectorTable, now: str) -> VectorTable:
-    """A definition that is created, or that replaces `old` and leaves to it what roles wrote."""
+    """A definition that is created, or that replaces `old` and leaves to it what roles wrote. Raises
+    PreconditionFailed for one whose active generation is gone."""
     if old is None:
         return replace(new, created_at=new.created_at or now, updated_at=now)
     other = old.generation(new.active.number) is None  # it has its first backfill before it
+    if other and new.active.number < old.next_generation:  # rule never-back: its storage may be dropped already
+        raise PreconditionFailed(
+            f"vector table {old.name!r} was changed meanwhile.", "Read it again and make the change anew."
+        )
     stale = not other and new.active.number != old.active.number  # made from what was true before a swap
     kept = replace(
         generations.renamed(old, new),
