@@ -6,6 +6,7 @@ names the type. Next: `pgvector_search.py`.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -16,7 +17,10 @@ from walvec.contracts.errors import DecodeError, DefinitionError
 from walvec.contracts.stores import Condition, Filter
 
 TEXT_TYPES = frozenset({"text", "character varying", "character", "citext", "name", '"char"', "bpchar"})
+_PADDED = frozenset({"character", "bpchar"})
+"""Their blanks at the end mean nothing, and a cast drops them."""
 _INTEGERS = frozenset({"smallint", "integer", "bigint", "oid"})
+_ZONELESS = frozenset({"date", "timestamp without time zone"})
 _FLOATS = frozenset({"real", "double precision"})
 _SQL_OP = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _BIGINT = 2**63
@@ -78,7 +82,8 @@ class FilterSql:
         if is_text(column):
             if isinstance(value, list | dict):
                 raise _misfit(column, "it is compared with a string")
-            self.parameters.append(value if isinstance(value, str) else _plain(value))
+            text = value if isinstance(value, str) else _plain(value)
+            self.parameters.append(text.rstrip(" ") if column.base_type in _PADDED else text)
             return f"(CAST({name} AS text) = %s)"
         return f"({name} = {self._typed(column, value)})"
 
@@ -117,11 +122,23 @@ class FilterSql:
             return f"CAST(%s AS {cast})"
         if not isinstance(value, str):
             raise _misfit(column, f"it is compared with a string in the form of {column.type}")
+        if base in _ZONELESS and (moment := _in_utc(value)) is not None:
+            self.parameters.append(moment)
+            return "CAST(%s AS timestamp)"
         try:
             self.parameters.append(column.codec.decode(value))
         except (DecodeError, ValueError) as e:
             raise _misfit(column, "the value has another form") from e
         return f"CAST(%s AS {column.type})"
+
+
+def _in_utc(value: str) -> str | None:
+    """For a column without a zone: a cast would drop the offset, and for a date the time of day. None: no ISO 8601."""
+    try:
+        moment = datetime.fromisoformat(value)
+        return (moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment).isoformat()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _plain(value: Any) -> str:

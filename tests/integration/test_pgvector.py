@@ -128,6 +128,39 @@ async def test_a_column_keeps_type_and_value(
         assert next(h for h in hits if h.key["id"] == 2).metadata == {"v": None}
 
 
+@pytest.mark.parametrize(
+    ("type_name", "stored", "op", "value", "found"),
+    [
+        ("date", "2024-01-05", "gte", "2024-01-05T12:00:00Z", False),
+        ("date", "2024-01-05", "lt", "2024-01-05T00:00:01Z", True),
+        ("date", "2024-01-05", "eq", "2024-01-05T12:00:00Z", False),
+        ("date", "2024-01-05", "eq", "2024-01-05", True),
+        ("date", "2024-01-05", "in", ["2024-01-05T02:00:00+02:00"], True),
+        ("date", "infinity", "gt", "2024-01-05", True),
+        ("timestamp without time zone", "2024-01-05 10:00:00", "eq", "2024-01-05T12:00:00+02:00", True),
+        ("timestamp without time zone", "2024-01-05 10:00:00", "lt", "2024-01-05T12:00:00+02:00", False),
+        ("timestamp without time zone", "2024-01-05 10:00:00", "gte", "2024-01-05T10:00:00", True),
+        ("timestamp with time zone", "2024-01-05 10:00:00+00", "eq", "2024-01-05T12:00:00+02:00", True),
+        ("character(5)", "c3   ", "eq", "c3   ", True),
+        ("character(5)", "c3   ", "in", ["c3"], True),
+        ("text", "c3", "eq", "c3 ", False),
+    ],
+)
+async def test_a_filter_compares_whole_times_in_utc_and_text_as_its_type_does(
+    store: PgvectorStore, type_name: str, stored: str, op: Any, value: Any, found: bool
+) -> None:
+    column = source("v", type_name)
+    table = table_of(column)
+    generation = await made(store, table)
+    import orjson
+
+    sent = record("upsert", 1, 5, v=orjson.loads(codec(column.codec).encode(stored.encode())))
+    assert not (await store.apply(table, generation, [sent])).rejected
+    where = Filter((Condition("v", op, value),))
+    hits = await store.search(table, generation, np.ones(3, dtype=np.float32), limit=5, where=where)
+    assert bool(hits) is found
+
+
 async def test_types_that_the_database_lacks_show_as_text(store: PgvectorStore, postgres: PostgresDatabase) -> None:
     table = table_of(source("mood", "public.mood", "public.mood", user_defined=True), source("g", "no_such_type"))
     generation = await made(store, table)
