@@ -264,7 +264,8 @@ async def _topic(table: VectorTable, connection: Connection, source: Source, log
     name = table.source.kafka_topic
     if log is None:
         raise DefinitionError(
-            f"vector table {table.name!r} reads topic {name!r}, and the log is not Kafka.",
+            f"vector table {table.name!r} reads topic {name!r}, and the log is not Kafka, or the organization not the "
+            "default one, which alone reads topics of others.",
             "Set WALVEC_LOG__KIND=kafka and WALVEC_KAFKA__BOOTSTRAP_SERVERS to the brokers that Debezium writes to.",
         )
     if not look:
