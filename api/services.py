@@ -16,7 +16,15 @@ from api.ports import Models, SearchStore, Source
 from api.problems import Problem
 from api.reach import LogReach
 from api.removals import Remover
-from walvec.definitions.model import Connection, EmbeddingProvider, Environment, Organization, Snapshot, VectorTable
+from walvec.definitions.model import (
+    DEFAULT_ORGANIZATION,
+    Connection,
+    EmbeddingProvider,
+    Environment,
+    Organization,
+    Snapshot,
+    VectorTable,
+)
 from walvec.definitions.ports import Control
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
@@ -43,8 +51,13 @@ class Services:
 
     @property
     def shared_log(self) -> Log | None:
-        """The log, where other programs can write topics of their own to it."""
-        return self.log if self.settings.log.kind == "kafka" else None
+        """The log, where other programs can write topics of their own to it. They belong to whoever runs walvec: any
+        organization that could name one would read its records."""
+        if self.settings.log.kind != "kafka":
+            return None
+        if self.organization.name != DEFAULT_ORGANIZATION:
+            return None
+        return self.log
 
     def within(self, caller: Caller) -> Services:
         made = copy(self)

@@ -106,8 +106,8 @@ def places(world: World, held: Held) -> list[tuple[str, str, str, Any]]:
             path = template
             for name in names:
                 path = path.replace(f"{{{name}}}", held.ids[name][min(number, len(held.ids[name]) - 1)])
-            for method in (m.upper() for m in item):
-                found.append((method, template, path, _BODIES.get((method, template), _MAKES.get((method, template)))))
+            of = [(method.upper(), template) for method in item]
+            found += [(*one, path, _BODIES.get(one, _MAKES.get(one))) for one in of]
     return found
 
 
