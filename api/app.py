@@ -33,6 +33,7 @@ from api import (
 )
 from api.access import Access, Caller, is_loopback, keys_of
 from api.bodies import Bodies
+from api.fast_query import FastQuery
 from api.freshness import Freshness
 from api.idempotency import Idempotency
 from api.rate_limit import RateLimit
@@ -48,7 +49,7 @@ _OPEN = ("/health", "/docs", "/openapi.json", "/errors")
 def create_app(services: Services) -> FastAPI:
     app = FastAPI(title="walvec", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.services = services
-    app.state.freshness = Freshness()
+    freshness = app.state.freshness = Freshness()
     problems.install(app)
     parts = (
         health,
@@ -76,6 +77,7 @@ def create_app(services: Services) -> FastAPI:
     openapi.install(app)
     # from the innermost to the outermost
     api = services.settings.api
+    app.add_middleware(FastQuery, services=services, freshness=freshness)
     app.add_middleware(Unexpected)
     app.add_middleware(Idempotency, answers=services.control.answers)
     app.add_middleware(Bodies, settings=api)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
+from starlette.responses import Response
 
 from api import cursors, filters, shapes
 from api.freshness import Freshness
@@ -25,14 +26,21 @@ router = APIRouter(prefix="/v1", tags=["query"])
 
 
 @router.post("/vector-tables/{table_id}/query")
-async def query(table_id: str, body: Query, services: Use, request: Request) -> Json:
+async def query(table_id: str, body: Query, services: Use, request: Request) -> Response:
     """Also while another generation is built, while the table is paused, backfilling or in error."""
-    freshness: Freshness = request.app.state.freshness
     seen: Snapshot | None = getattr(request.state, "snapshot", None)
-    snapshot = seen.within(services.environment.id) if seen is not None else await services.snapshot()
-    table = find_table(snapshot, table_id)
+    snapshot = seen if seen is not None else await services.control.definitions.snapshot()
+    return await answered(services, request.app.state.freshness, snapshot, table_id, body)
+
+
+async def answered(
+    services: Services, freshness: Freshness, snapshot: Snapshot, table_id: str, body: Query
+) -> Response:
+    """`snapshot`: all definitions, as stored since the request came. Raises WalvecError."""
+    own = services.own(snapshot)
+    table = find_table(own, table_id)
     try:
-        return Json(await _answer(services, freshness, snapshot, table, body))
+        return Json(await _answer(services, freshness, own, table, body))
     except StoreRejected:
         # a swap that keeps nothing, or a deletion, may have removed the generation since the look
         fresh = await services.snapshot()

@@ -60,6 +60,7 @@ async def run(
         lifespan="off",
         timeout_graceful_shutdown=_GRACE_SECONDS,
         server_header=False,
+        proxy_headers=False,  # nothing asks for the client's address
     )
     listening = await _patiently_bound(config, stop)
     if listening is None:

@@ -30,6 +30,22 @@ from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
 
 
+class Parts:
+    """Snapshots by environment: made once for each version, not for each request."""
+
+    def __init__(self) -> None:
+        self._whole: Snapshot | None = None
+        self._found: dict[str, Snapshot] = {}
+
+    def of(self, whole: Snapshot, environment_id: str) -> Snapshot:
+        if self._whole is not whole:
+            self._whole, self._found = whole, {}
+        found = self._found.get(environment_id)
+        if found is None:
+            found = self._found[environment_id] = whole.within(environment_id)
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """`stop`: set when the process is asked to end; what streams or waits ends then. `caller`: who asks, where this is
@@ -45,6 +61,7 @@ class Services:
     memory: Memory = field(default_factory=Memory)
     caller: Caller | None = None
     reach: LogReach = field(init=False)
+    _parts: Parts = field(init=False, default_factory=Parts)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reach", LogReach(self.log, self.settings))
@@ -87,8 +104,11 @@ class Services:
 
     async def snapshot(self) -> Snapshot:
         """As stored now: what a request wrote, the next one reads. (The feed may be a second late.)"""
-        found = await self.control.definitions.snapshot()
-        return found if self.caller is None else found.within(self.environment.id)
+        return self.own(await self.control.definitions.snapshot())
+
+    def own(self, snapshot: Snapshot) -> Snapshot:
+        """What of it the request's environment holds."""
+        return snapshot if self.caller is None else self._parts.of(snapshot, self.environment.id)
 
     async def account(self) -> Snapshot:
         """What the request's organization has, over all its environments, as stored now."""

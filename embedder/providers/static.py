@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -46,12 +47,15 @@ def _steps(texts: Sequence[str], chosen: Sequence[int]) -> Iterator[Sequence[int
         yield chosen[start:]
 
 
-# One thread for the process: the tokenizer uses the cores by itself, and is not safe for two threads at once.
+# One at a time: the tokenizer uses the cores by itself, and is not safe for two threads at once.
 _THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="static-model")
+_BUSY = threading.Lock()
+_SHORT_CHARACTERS = 400
 
 
 class StaticProvider:
-    """Runs in a thread, so that the event loop stays live."""
+    """Runs in a thread, so that the event loop stays live; but a query's few words, which take less time than a thread
+    needs to hear of them."""
 
     def __init__(self, model: str = MODEL, dimensions: int = DIMENSIONS) -> None:
         if model != MODEL:
@@ -62,6 +66,7 @@ class StaticProvider:
                 f"Set embedding_dimensions to {DIMENSIONS} or leave it out.",
             )
         self._model = model
+        self._loaded = False
         self._limits = Limits(max_items=512, max_bytes=4 * 1024**2, max_in_flight=2, local=True)
 
     @property
@@ -73,7 +78,18 @@ class StaticProvider:
         return None
 
     async def embed(self, texts: Sequence[str], *, kind: Kind) -> np.ndarray:
-        return await asyncio.get_running_loop().run_in_executor(_THREAD, self._encode, texts)
+        if len(texts) == 1 and len(texts[0]) <= _SHORT_CHARACTERS and self._loaded and _BUSY.acquire(blocking=False):
+            try:
+                return self._encode(texts)
+            finally:
+                _BUSY.release()
+        return await asyncio.get_running_loop().run_in_executor(_THREAD, self._alone, texts)
+
+    def _alone(self, texts: Sequence[str]) -> np.ndarray:
+        with _BUSY:
+            found = self._encode(texts)
+        self._loaded = True
+        return found
 
     def _encode(self, texts: Sequence[str]) -> np.ndarray:
         model, words = _load(self._model)

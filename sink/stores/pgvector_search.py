@@ -178,6 +178,8 @@ class _Search:
         )
 
     async def _run(self, statement: str, parameters: tuple[Any, ...] | None = None) -> Any:
+        if parameters is None and not self._filtered and not self._place:
+            return await self._session.ask(statement.replace("%s", "$1"), (self._query,))
         if parameters is None:
             parameters = (self._query, *self._filter_values, *((self._query, *self._place) if self._place else ()))
         # plans differ with the filter's values: never a stored generic plan

@@ -7,19 +7,22 @@ Next: `pgvector.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
+from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
 
 from walvec.contracts.errors import StoreRejected, StoreUnavailable, WalvecError
-from walvec.runtime import addresses
+from walvec.runtime import addresses, prepared
 
 _SETUP = b"""
 SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 1;
@@ -34,6 +37,7 @@ FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
 WHERE e.extname = 'vector' AND n.nspname <> ALL (current_schemas(true))
 """
 DATA_ERRORS = ("22", "23", "54", "42804", "42846")
+_PREPARED_AT_MOST = 64
 _TRY_AGAIN = ("08", "40", "53", "55", "57", "58", "25", "XX")
 
 
@@ -104,6 +108,30 @@ class Session:
     conn: AsyncConnection[TupleRow]
     staging: set[str] = field(default_factory=set)
     _search: tuple[int, int, bool] | None = None
+    _prepared: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
+    _names: Iterator[int] = field(default_factory=count)
+
+    async def ask(self, statement: str, parameters: Sequence[bytes]) -> PGresult:
+        """By a prepared statement, with binary parameters $1, $2, …: for what is asked often and planned alike."""
+        name = self._prepared.get(statement)
+        if name is None:
+            if len(self._prepared) >= _PREPARED_AT_MOST:
+                await self._forget(next(iter(self._prepared)))
+            name = f"walvec_{next(self._names)}".encode()
+            await prepared.prepare(self.conn, name, statement.encode())
+            self._prepared[statement] = name
+        self._prepared.move_to_end(statement)
+        try:
+            return await prepared.ask(self.conn, name, parameters, binary=True)
+        except (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName):
+            # a column has another type now, or somebody discarded it
+            self._prepared.pop(statement, None)
+            name = b""
+            await prepared.prepare(self.conn, name, statement.encode())
+            return await prepared.ask(self.conn, name, parameters, binary=True)
+
+    async def _forget(self, statement: str) -> None:
+        await self.conn.execute(b"DEALLOCATE " + self._prepared.pop(statement))
 
     async def find_extension(self) -> None:
         await self.conn.execute(_PATH)

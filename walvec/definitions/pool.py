@@ -16,6 +16,7 @@ from psycopg import AsyncConnection, errors
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from walvec.contracts.errors import ConfigError, Conflict, ControlUnavailable, NotFound
+from walvec.runtime import prepared
 
 Connection = AsyncConnection[tuple[Any, ...]]
 
@@ -109,6 +110,7 @@ def unavailable(e: Exception) -> ControlUnavailable:
 
 
 CHANNEL = "walvec_definitions"
+_VERSION = b"walvec_version"
 
 
 async def connect(dsn: str) -> Connection:
@@ -135,6 +137,7 @@ class Pool:
         self.environment_id = environment_id
         self._asking = asyncio.Lock()
         self._asked: Connection | None = None
+        self._question: asyncio.Task[int] | None = None
         self._closed = False
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             dsn,
@@ -161,15 +164,24 @@ class Pool:
 
     async def version(self) -> int:
         """The version now, on a session kept for it: a query must not pay for a transaction. Exact: whatever was
-        committed before the call is in it."""
+        committed before the call is in it. Who calls while one is asked for shares the next one with all who do: it
+        is sent after they called."""
+        question = self._question
+        if question is None:
+            question = self._question = asyncio.create_task(self._ask())
+            question.add_done_callback(_heard)
+        return await asyncio.shield(question)  # one who is cancelled takes it from nobody else
+
+    async def _ask(self) -> int:
         async with self._asking:
+            self._question = None  # who calls from now on is too late for this one
             if self._closed:
                 raise ControlUnavailable("the control database's connections were closed.")
             session, self._asked = self._asked, None  # given back only when it answered: never one in mid-answer
             if session is not None and not session.closed:
                 try:
                     found = await _version(session)
-                except psycopg.OperationalError:
+                except psycopg.Error:
                     await session.close()  # it went with the server's last restart: a new one tells
                 except BaseException:
                     await session.close()
@@ -180,6 +192,7 @@ class Pool:
             session = await connect(self.dsn)
             try:
                 with translated():
+                    await prepared.prepare(session, _VERSION, b"SELECT version FROM walvec_control.installation")
                     found = await _version(session)
             except BaseException:
                 await session.close()
@@ -226,7 +239,13 @@ async def move(conn: Connection) -> None:
     await conn.execute("SELECT pg_notify(%s, '')", [CHANNEL])
 
 
-async def _version(conn: Connection) -> int:
-    cursor = await conn.execute("SELECT version FROM walvec_control.installation")
-    (row,) = await cursor.fetchall()
-    return int(row[0])
+async def _version(session: Connection) -> int:
+    found = (await prepared.ask(session, _VERSION)).get_value(0, 0)
+    assert found is not None
+    return int(found)
+
+
+def _heard(question: asyncio.Task[int]) -> None:
+    """Also where nobody waits any more."""
+    if not question.cancelled():
+        question.exception()
