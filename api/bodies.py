@@ -1,11 +1,13 @@
 """Bodies before anything reads them: their size, their type, and what no JSON reader should be given.
 
-A body is read whole, counted as it comes; then routes and `idempotency` have it at once. JSON of any other content type
-is refused: a web page may send text/plain to an address on loopback without asking, application/json it may not.
+A body is read whole, counted as it comes, within a minute; then routes and `idempotency` have it at once. JSON of any
+other content type is refused: a web page may send text/plain to an address on loopback without asking, application/json
+it may not.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import orjson
@@ -18,6 +20,7 @@ from walvec.runtime.settings import ApiSettings
 _BODIES = ("POST", "PUT", "PATCH", "DELETE")
 _JSON = re.compile(r"application/(json|[a-z0-9.+-]+\+json)\s*(;.*)?", re.IGNORECASE)
 _DEEPEST = 100
+_PATIENCE_SECONDS = 60.0
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', re.DOTALL)
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -31,8 +34,9 @@ class HungUp(Exception):
 
 
 class Bodies:
-    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ApiSettings, patience: float = _PATIENCE_SECONDS) -> None:
         self._app = app
+        self._patience = patience
         self._limit = settings.max_body_bytes
         self._apply_limit = max(settings.max_body_bytes, settings.max_apply_bytes)
 
@@ -49,8 +53,14 @@ class Bodies:
             await self._app(scope, receive, send)
             return
         try:
-            body = await self._read(request, receive)
+            async with asyncio.timeout(self._patience):
+                body = await self._read(request, receive)
         except HungUp:
+            return
+        except TimeoutError:
+            refused = problems.known(request, "request_timeout")
+            refused.headers["Connection"] = "close"
+            await refused(scope, receive, send)
             return
         except TooLarge:
             limit = self._limit_of(scope["path"])

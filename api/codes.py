@@ -25,7 +25,9 @@ CODES: Mapping[str, Code] = {
     ),
     "key_revoked": Code(401, "the API key was revoked.", "Use another key; `walvec keys create` makes one."),
     "permission_denied": Code(
-        403, "a read-only key may only GET and query.", "Ask with a key whose permission is full."
+        403,
+        "a read-only key may only GET and query; without a key a browser may not ask for another site.",
+        "Ask with a key whose permission is full.",
     ),
     "org_deleting": Code(403, "the organization is being deleted.", "Use another organization's key."),
     "source_table_access_denied": Code(
@@ -41,6 +43,7 @@ CODES: Mapping[str, Code] = {
     "task_not_found": Code(404, "the task does not exist in this environment.", "GET /v1/tasks lists them."),
     "dead_letter_not_found": Code(404, "the vector table has no such dead letter.", "List its dead letters."),
     "method_not_allowed": Code(405, "the path has no such method.", "Allow says which it has."),
+    "request_timeout": Code(408, "the body did not come whole in time.", "Send it again, all of it at once."),
     "organization_conflict": Code(409, "the name is taken, or it is the default organization.", _NAME),
     "environment_conflict": Code(
         409,

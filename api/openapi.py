@@ -180,15 +180,14 @@ def _codes(operation: Mapping[str, Any], known: Operation, method: str, path: st
     """Those of the operation, and those that it shares with its like."""
     if not path.startswith("/v1"):
         return list(known.codes)
-    found = [*known.codes, "unauthorized", "key_revoked", "org_deleting", "rate_limit_exceeded", "control_unavailable"]
-    if method != "GET" and not known.reads:
-        found.append("permission_denied")
+    shared = ("unauthorized", "key_revoked", "permission_denied", "org_deleting", "rate_limit_exceeded")
+    found = [*known.codes, *shared, "control_unavailable"]
     if known.environment:
         found.append("environment_not_found")
     if re.search(r"\{", path):
         found.append("resource_not_found")  # a name with a slash in it is another path
     if "requestBody" in operation:
-        found += ["payload_too_large", "unsupported_media_type", "validation_error"]
+        found += ["request_timeout", "payload_too_large", "unsupported_media_type", "validation_error"]
     if operation.get("parameters"):
         found.append("validation_error")
     if _creates(method, path):

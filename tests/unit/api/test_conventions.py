@@ -17,7 +17,7 @@ from fastapi.openapi.utils import get_openapi
 
 from api import problems, rate_limit
 from api.app import create_app
-from api.bodies import faults
+from api.bodies import Bodies, faults
 from api.codes import CODES
 from api.idempotency import CREATES
 from api.pages import page
@@ -122,6 +122,31 @@ async def test_what_nobody_expected_tells_nothing_of_itself(
     assert "secret" not in answer.text
     assert "x-ratelimit-limit" in answer.headers
     assert "a secret of the inside" in caplog.text
+
+
+# ---------------------------------------------------------------- a body that does not come
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(world: World) -> None:
+    sent: list[Any] = []
+    parts = [{"type": "http.request", "body": b'{"name"', "more_body": True}]
+
+    async def receive() -> Any:
+        return parts.pop() if parts else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def app(*_: Any) -> None:
+        raise AssertionError("half a body went on")
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/environments", "query_string": b"", "headers": [], "state": {},
+    }  # fmt: skip
+    await Bodies(app, world.services.settings.api, patience=0.01)(scope, receive, send)
+    assert sent[0]["status"] == CODES["request_timeout"].status == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["error"]["code"] == "request_timeout"
 
 
 # ---------------------------------------------------------------- codes
@@ -349,6 +374,24 @@ async def test_permits_of_a_window_end_with_it() -> None:
     now.at += 0.2
     assert await admitted(storage, 1, 20_000) == 1
     assert storage._permits.asked == 2  # type: ignore[attr-defined]
+
+
+async def test_a_window_that_ends_while_permits_are_on_their_way_refuses_nobody() -> None:
+    now = Now()
+    permits = Counting(now)
+    inner = permits.inner.lease
+
+    async def slow(subject: str, limit: int, seconds: int, wanted: int) -> Lease:
+        lease = await inner(subject, limit, seconds, wanted)
+        now.at += 0.02
+        return lease
+
+    permits.inner.lease = slow  # type: ignore[method-assign]
+    storage = rate_limit.LeasedPermits(permits, now)
+    now.at += 59.99
+    assert await admitted(storage, 1, 20_000) == 1
+    assert await admitted(storage, 1, 20_000) == 1, "the next one is of the next window"
+    assert permits.asked == 2
 
 
 async def test_an_outage_of_the_counter_locks_nobody_out_and_is_not_asked_each_time() -> None:
