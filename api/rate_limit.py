@@ -66,6 +66,9 @@ class LeasedPermits(Storage, SlidingWindowCounterSupport):
             async with known.asking:
                 if not self._has(known, amount) and self._clock() >= known.nothing_before:
                     await self._lease(known, key, limit, expiry, amount)
+                    if known.left >= amount:  # counted in the window that granted it, which may have ended on the way
+                        known.left -= amount
+                        return True
         if not self._has(known, amount):
             return False
         known.left -= amount
