@@ -154,9 +154,14 @@ async def oid_of(session: Session, schema: str, name: str) -> int | None:
     return None if found is None else int(found)
 
 
+_SYSTEM = frozenset({"pg_catalog", "information_schema", "pg_toast"})
+
+
 def unusable(detail: TableDetail) -> tuple[str, str] | None:
     """Why this relation's changes can never be read from the WAL, and the cure; None for a table that is fine."""
     name = _dotted(detail.table.schema, detail.table.name)
+    if detail.table.schema in _SYSTEM:
+        return f"{name} is a table of the system: its changes are not published.", "Name a table of your own."
     if detail.kind not in "rp":
         return (
             f"{name} is {_KINDS.get(detail.kind, 'not a table')}: its changes are not in the write-ahead log.",

@@ -53,6 +53,8 @@ class TableFacts:
     published: tuple[str, ...] | None
     """Columns that the publication really publishes; None = not this table."""
     row_filter: str | None
+    above: tuple[str, str] | None = None
+    """A partitioned table that it is a partition of, and that our publication publishes as a whole."""
 
 
 def quote(*names: str) -> str:
@@ -273,6 +275,9 @@ def _publication_checks(
     f: TableFacts, used: Sequence[str], all_columns: Any, name: str, label: str, publication: str, me: str
 ) -> list[Check]:
     quoted = quote(publication)
+    if f.above is not None:
+        what = f"its rows are published as those of the partitioned table {'.'.join(f.above)}"
+        return [Check("published", False, label + what, f"Use {quote(*f.above)} as source_table.")]
     if f.published is None:
         return [
             Check(
@@ -359,11 +364,18 @@ async def table_facts(session: Session, connection: Connection, table: VectorTab
         f"SELECT {extra} FROM pg_publication_tables WHERE pubname = %s AND schemaname = %s AND tablename = %s",
         (connection.publication, table.source_schema, table.source_table),
     )
+    above = await fetch_all(
+        session,
+        "SELECT n.nspname::text, c.relname::text FROM pg_partition_ancestors(%s) a JOIN pg_class c ON c.oid = a.relid"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_publication_rel r ON r.prrelid = c.oid"
+        " JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = %s AND p.pubviaroot AND c.oid <> %s",
+        (oid, connection.publication, oid),
+    )
     usable, owned, hidden, unreadable = rights[0]
     columns = None if not published else tuple(names if published[0][0] is None else published[0][0])
-    return TableFacts(
-        table, detail, tuple(unreadable), usable, owned, hidden, columns, published[0][1] if published else None
-    )
+    row_filter = published[0][1] if published else None
+    place = (above[0][0], above[0][1]) if above else None
+    return TableFacts(table, detail, tuple(unreadable), usable, owned, hidden, columns, row_filter, place)
 
 
 async def doctor(session: Session, connection: Connection, tables: Sequence[VectorTable]) -> list[Check]:

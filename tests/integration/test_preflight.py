@@ -79,6 +79,21 @@ async def test_keys_and_identities(postgres: PostgresDatabase, create: str, key:
     assert [c for c in (await checks(postgres.dsn, table)).values() if not c.ok] == []
 
 
+async def test_a_partition_whose_root_is_published_is_refused(postgres: PostgresDatabase) -> None:
+    postgres.execute(
+        "CREATE TABLE parent (id int PRIMARY KEY, doc text) PARTITION BY RANGE (id);"
+        "CREATE TABLE t PARTITION OF parent FOR VALUES FROM (0) TO (9)"
+    )
+    table = defined("t", ("id",))
+    assert (await checks(postgres.dsn, table))["publish_right"].ok
+    name = connection(postgres.dsn).publication
+    postgres.execute(f"CREATE PUBLICATION {name} FOR TABLE parent WITH (publish_via_partition_root = true)")
+    found = (await checks(postgres.dsn, table))["published"]
+    assert not found.ok
+    assert "public.parent" in found.detail
+    assert '"public"."parent"' in found.cure
+
+
 async def test_virtual_generated_column_is_refused_and_stored_is_not(postgres: PostgresDatabase) -> None:
     postgres.execute(
         "CREATE TABLE t (id int PRIMARY KEY, a text, s text GENERATED ALWAYS AS (a || 's') STORED,"

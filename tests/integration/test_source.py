@@ -127,6 +127,8 @@ async def test_names_that_do_not_exist(postgres: PostgresDatabase) -> None:
         await access.inspect(connection(postgres.dsn), '"PRODUCTS"')
     with pytest.raises(DefinitionError, match="a view"):
         await access.inspect(connection(postgres.dsn), "seen")
+    with pytest.raises(DefinitionError, match="table of the system"):
+        await access.inspect(connection(postgres.dsn), "pg_catalog.pg_class")
     with pytest.raises(DefinitionError, match="SET LOGGED"):
         await access.inspect(connection(postgres.dsn), "fast")
     await access.close()
