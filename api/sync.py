@@ -62,7 +62,12 @@ async def request_backfill(services: Services, table: VectorTable, *, sweep: boo
             return await control.tasks.create(kind, table.id, table.active.number, params, alone=True)
         opened = next((t for t in tasks if t.task_type in BACKFILLS and t.status in OPEN), None)
         read = (t for t in tasks if t.task_type in BACKFILLS and t.generation == building.number)
-        if opened is None and building.state == "building" and (newest := next(read, None)) is not None:
+        if (
+            opened is None
+            and building.state == "building"
+            and (newest := next(read, None)) is not None
+            and newest.status == "completed"
+        ):
             return newest  # all rows are read: it takes over by itself
         if building.state == "stalled" or opened is None or opened.generation != building.number:
             _, opened = await control.definitions.retry(table.id)

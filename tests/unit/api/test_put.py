@@ -10,6 +10,7 @@ from api.app import create_app
 from api.preconditions import strong_tags
 from tests.unit.api.worlds import COLUMNS, World
 from walvec.contracts.errors import StoreRejected
+from walvec.definitions.model import TaskStatus
 from walvec.runtime.settings import settings_from
 
 OTHER = [*COLUMNS[:2], {"name": "stock", "role": "metadata", "filter_type": "integer"}]
@@ -192,3 +193,15 @@ async def test_what_the_store_refuses_is_taken_back(world: World, body: dict[str
     for name in ("name", "columns", "sync_status", "building_generation"):
         assert after[name] == before[name]
     assert await world.control.tasks.open_tasks([world.table.id]) == []
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+async def test_a_rebuild_whose_reading_ended_early_is_read_again_on_demand(world: World, end: TaskStatus) -> None:
+    await world.ready()
+    await world.ask("PUT", world.path, {"columns": COLUMNS[:3]})
+    [first] = await world.control.tasks.open_tasks([world.table.id])
+    await world.control.tasks.update(first.id, status=end)
+    await world.ask("POST", f"{world.path}/backfill")
+    [again] = await world.control.tasks.open_tasks([world.table.id])
+    assert (again.generation, again.params["sweep"]) == (2, True)
+    assert again.id != first.id
