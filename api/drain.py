@@ -285,11 +285,9 @@ class Waiting:
         return 0
 
     async def _tasks(self, table_id: str) -> None:
-        control = self.services.control
         while True:
             table = await self._check(table_id)
-            found = await self._try([table_id], lambda: control.tasks.open_tasks([table_id]))
-            tasks = [t for t in found if self._counts(t, table)]
+            tasks = await self._open(table_id)
             if not tasks:
                 return
             waiting = tasks[0].progress.get("waiting")
@@ -298,12 +296,21 @@ class Waiting:
             await self._pace()
 
     async def _read_again(self, table_id: str) -> bool:
-        table = await self._check(table_id)
-        tasks = await self._try([table_id], lambda: self.services.control.tasks.open_tasks([table_id]))
-        return any(task.task_type in BACKFILLS and self._counts(task, table) for task in tasks)
+        await self._check(table_id)
+        return any(task.task_type in BACKFILLS for task in await self._open(table_id))
 
-    def _counts(self, task: Task, table: VectorTable) -> bool:
-        return self._rebuilds or task.generation == table.active.number
+    async def _open(self, table_id: str) -> Sequence[Task]:
+        """The tasks that count. A generation that is swapped in meanwhile may have one of its own, of which the feed
+        cannot tell yet that it counts: the definition is asked for, and after the tasks."""
+        control = self.services.control
+        tasks: Sequence[Task] = await self._try([table_id], lambda: control.tasks.open_tasks([table_id]))
+        if self._rebuilds or not tasks:
+            return tasks
+        snapshot = await self._try([table_id], self.services.snapshot)
+        table = snapshot.vector_tables.get(table_id)
+        if table is None:
+            raise Ended("it was deleted.", code="vector_table_not_found")
+        return [t for t in tasks if t.generation == table.active.number]
 
     async def _topics(self, table_id: str) -> Mapping[str, str]:
         """Waits until the table's topics are those that cdc last routed to; their identities. A topic that somebody
