@@ -35,6 +35,9 @@ class Fresh:
     lsn: int | None = None
     seconds: float | None = None
     reason: str | None = None
+    generation: int = 0
+    """The youngest that it holds of: one that was swapped in has all that the one before it had, which in turn is not
+    fed since."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,16 +47,22 @@ class Known:
     lsn: int | None = None
     at: float | None = None
     source: tuple[int, str] = (0, "")
+    generation: int = 0
     moments: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=64))
     """(LSN of the source, when it stood there at the latest)."""
 
     def stood(self, lsn: int, at: float) -> None:
         self.moments.append((lsn, at))
 
-    def applied(self, lsn: int, source: tuple[int, str]) -> None:
-        """All up to here is in the store. `source`: epoch and identity; the LSNs of another one mean nothing."""
+    def of_source(self, source: tuple[int, str]) -> None:
+        """`source`: epoch and identity; the LSNs of another one mean nothing."""
         if source != self.source:
             self.source, self.lsn, self.at = source, None, None
+
+    def applied(self, lsn: int, source: tuple[int, str], generation: int) -> None:
+        """All up to here is in the storage of that generation, which is active."""
+        self.of_source(source)
+        self.generation = max(self.generation, generation)
         if self.lsn is None or lsn > self.lsn:
             self.lsn = lsn
         passed = [at for stood, at in self.moments if stood <= self.lsn]
@@ -73,7 +82,8 @@ class _Watch:
 
     def fresh(self) -> Fresh:
         known = self.known
-        return Fresh(known.lsn, time.monotonic() - known.at if known.at is not None else None, self.reason)
+        seconds = time.monotonic() - known.at if known.at is not None else None
+        return Fresh(known.lsn, seconds, self.reason, known.generation)
 
     async def run(self, services: Services) -> None:
         """Until nobody has asked for a while."""
@@ -112,14 +122,17 @@ class _Watch:
         self.known.stood(await services.source.written(connection), at)
         before = await services.control.progress.get(connection.id)
         source = (before.epoch, before.system_identifier)
+        self.known.of_source(source)
         durable = max(before.lsn, await waiting.reported(connection.id))
         hidden = await waiting.unpublished(connection.id, [table.id])
         if hidden:
             raise Ended("its source table is not published now.")
         await waiting.applied(table.id)
         after = await services.control.progress.get(connection.id)
-        if (after.epoch, after.system_identifier) == source:
-            self.known.applied(durable, source)
+        # as of now: what is active at the end of a look was fed all the time
+        now = (await services.control.definitions.snapshot()).vector_tables.get(table.id)
+        if now is not None and now.backfilled and (after.epoch, after.system_identifier) == source:
+            self.known.applied(durable, source, now.active.number)
 
     def ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -147,4 +160,6 @@ class Freshness:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FIRST_SECONDS):
                     await watch.looked.wait()
+        if not table.backfilled:
+            return Fresh(reason="its rows are not read yet")
         return watch.fresh()

@@ -39,15 +39,20 @@ async def answered(
     """`snapshot`: all definitions, as stored since the request came. Raises WalvecError."""
     own = services.own(snapshot)
     table = find_table(own, table_id)
-    try:
-        return Json(await _answer(services, freshness, own, table, body))
-    except StoreRejected:
-        # a swap that keeps nothing, or a deletion, may have removed the generation since the look
-        fresh = await services.snapshot()
-        again = find_table(fresh, table.id)
-        if again.active.number == table.active.number:
-            raise
-        return Json(await _answer(services, freshness, fresh, again, body))
+    while True:
+        try:
+            return Json(await _answer(services, freshness, own, table, body))
+        except (StoreRejected, _Overtaken):
+            # a swap that keeps nothing, or a deletion, may have removed the generation since the look
+            own = await services.snapshot()
+            again = find_table(own, table.id)
+            if again.active.number == table.active.number:
+                raise
+            table = again
+
+
+class _Overtaken(Exception):
+    """Another generation has become the active one: of this one nothing is promised any more."""
 
 
 async def _answer(
@@ -70,6 +75,8 @@ async def _answer(
         provider = snapshot.providers[table.provider_of(generation)]
         vector = await services.models.embed_query(provider, generation, body.query)
     fresh = await freshness.of(services, table)  # before the search: what it promises is found
+    if fresh.generation > generation.number:
+        raise _Overtaken
     hits = await services.store.search(
         table,
         generation,

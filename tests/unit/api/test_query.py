@@ -11,9 +11,12 @@ import pytest
 from api import cursors
 from api.freshness import Known
 from api.problems import Problem
-from tests.unit.api.worlds import World
+from tests.plugins.eventually import eventually
+from tests.unit.api.worlds import DOCUMENT, World
 from walvec.contracts.errors import StoreRejected
+from walvec.contracts.position import format_lsn
 from walvec.contracts.stores import Hit, Place
+from walvec.definitions.model import SourceProgress
 
 QUERY = "/v1/vector-tables/products/query"
 
@@ -104,6 +107,63 @@ async def test_a_storage_that_a_swap_removed_is_looked_for_once_more(
     assert (asked, found["generation"], len(found["results"])) == ([1, 2], 2, 1)
 
 
+async def test_what_is_promised_holds_of_the_generation_that_was_searched(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A swap while the question is embedded, and changes after it, which the former generation has never seen."""
+    table = await world.ready()
+    await world.ask("PUT", world.path, {"columns": DOCUMENT["vector_tables"][0]["columns"][:3]})
+    assert (await world.ask("POST", QUERY, {"vector": [1.0] * 256}))["as_of_lsn"] == format_lsn(10_000)
+    searched: list[int] = []
+    embed, search = world.services.models.embed_query, world.store.search
+
+    async def slowly(*args: Any) -> Any:
+        if world.table.building is not None:
+            await world.swapped()
+            world.source.marker = 20_000
+
+            async def seen() -> bool:
+                found = await world.app.state.freshness.of(world.services, table)
+                return found.lsn is not None and found.lsn >= 20_000
+
+            await eventually(seen)
+        return await embed(*args)
+
+    async def noted(of: Any, generation: Any, *args: Any, **more: Any) -> list[Hit]:
+        searched.append(generation.number)
+        return await search(of, generation, *args, **more)
+
+    monkeypatch.setattr(world.services.models, "embed_query", slowly)
+    monkeypatch.setattr(world.store, "search", noted)
+    found = await world.ask("POST", QUERY, {"query": "a"})
+    assert (found["generation"], found["as_of_lsn"]) == (2, format_lsn(20_000))
+    assert searched == [2]
+
+
+async def test_of_rows_that_are_not_read_yet_nothing_is_promised(world: World) -> None:
+    """A changed source table has got storage of its own, which is empty."""
+    table = await world.ready()
+    assert (await world.ask("POST", QUERY, {"query": "a"}))["as_of_lsn"] == format_lsn(10_000)
+    first = replace(table.active, number=2, ready=False)
+    await world.control.definitions.put_vector_table(replace(table, generations=(first,), backfilled=False))
+    await world.control.tasks.create("rebackfill", table.id, 2, {"sweep": True})
+    found = await world.ask("POST", QUERY, {"query": "a"})
+    assert (found["generation"], found["as_of_lsn"], found["staleness_secs"]) == (2, None, None)
+    assert found["freshness_reason"]
+
+
+async def test_a_promise_of_another_timeline_is_taken_back_before_the_table_is_read_again(world: World) -> None:
+    table = await world.ready()
+    assert (await world.ask("POST", QUERY, {"query": "a"}))["as_of_lsn"] == format_lsn(10_000)
+    await world.control.tasks.create("rebackfill", table.id, 1, {"sweep": True})
+    await world.control.progress.put(table.connection_id, SourceProgress(epoch=1, lsn=5_000, timeline=2))
+
+    async def taken_back() -> bool:
+        return (await world.ask("POST", QUERY, {"query": "a"}))["as_of_lsn"] is None
+
+    await eventually(taken_back)
+
+
 def test_a_cursor_is_read_back_and_nothing_else_is() -> None:
     place = Place(0.1 + 0.2, b"\x01" * 16, 3, 40)
     vector = np.arange(1, 5, dtype=np.float32)
@@ -128,14 +188,14 @@ def test_freshness_is_a_lower_bound() -> None:
     known = Known()
     source = (0, "server")
     known.stood(100, at=1.0)
-    known.applied(90, source)
+    known.applied(90, source, 1)
     assert (known.lsn, known.at) == (90, None)  # the source stood above it already
     known.stood(120, at=2.0)
-    known.applied(110, source)
+    known.applied(110, source, 1)
     assert (known.lsn, known.at) == (110, 1.0)
-    known.applied(105, source)  # a slower look takes nothing back
+    known.applied(105, source, 1)  # a slower look takes nothing back
     assert (known.lsn, known.at) == (110, 1.0)
-    known.applied(120, source)
+    known.applied(120, source, 1)
     assert (known.lsn, known.at) == (120, 2.0)
-    known.applied(50, (1, "server"))  # a fork: LSNs of before mean nothing
+    known.applied(50, (1, "server"), 1)  # a fork: LSNs of before mean nothing
     assert (known.lsn, known.at) == (50, None)
