@@ -35,7 +35,6 @@ _ATTEMPT_SECONDS = 30.0
 _LOOK_SECONDS = 1.0
 _LONGEST_SECONDS = 15.0
 _TOGETHER = 3
-"""Each holds a session of the control database: they must leave some to others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +48,11 @@ class Remover:
 
     async def at_once(self, removal_ids: Sequence[str]) -> None:
         """Tries each; what does not succeed, or not soon, is left to `run`."""
-        few = asyncio.Semaphore(_TOGETHER)
-
-        async def one(removal_id: str) -> None:
-            async with few:
-                await self.attempt(removal_id)
-
         try:
             async with asyncio.timeout(_AT_ONCE_SECONDS):
                 async with asyncio.TaskGroup() as group:
                     for removal_id in removal_ids:
-                        group.create_task(one(removal_id))
+                        group.create_task(self.attempt(removal_id))
         except (TimeoutError, ControlUnavailable) as e:
             log_.info("removal is left for later", extra={"action": "removal_later", "reason": str(e)})
         except BaseExceptionGroup as e:

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from tests.contract.test_control import GENERATION, LOCAL, PRODUCTS, SHOP
+from tests.plugins.eventually import eventually
 from walvec.contracts.errors import ConfigError, Conflict, ControlUnavailable, NotFound
 from walvec.definitions.postgres import ControlDatabase, open_control
 from walvec.definitions.schema import migrations
@@ -191,3 +192,35 @@ async def test_several_processes_of_a_role_tell_of_one_table(postgres: Any) -> N
     assert postgres.execute("SELECT count(*) FROM walvec_control.reports") == [(1,)]
     await one.close()
     await other.close()
+
+
+async def test_removals_in_hand_leave_sessions_to_others(postgres: Any) -> None:
+    """Deletions at once, of a source that does not answer: each holds its removal's row for long."""
+    control = await opened(postgres)
+    await control.definitions.put_connection(SHOP)
+    await control.definitions.put_provider(LOCAL)
+    await control.definitions.put_vector_table(PRODUCTS)
+    table = (await control.definitions.snapshot()).vector_tables[PRODUCTS.id]
+    ids = [one for _ in range(4) for one in await control.removals.put(table, ["storage", "topics", "publication"])]
+    answered, held = asyncio.Event(), 0
+
+    async def hold(removal_id: str) -> None:
+        nonlocal held
+        async with control.removals.claim(removal_id) as claim:
+            assert claim is not None
+            held += 1
+            await answered.wait()
+            await claim.done()
+
+    holding = [asyncio.create_task(hold(one)) for one in ids]
+    try:
+        await eventually(lambda: held >= 3)
+        for _ in range(5):
+            await control.tasks.recent()
+            await asyncio.gather(*(control.removals.open() for _ in range(3)))
+    finally:
+        answered.set()
+        await asyncio.gather(*holding)
+    assert held == len(ids)
+    assert await control.removals.open() == []
+    await control.close()

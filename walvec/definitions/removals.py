@@ -7,6 +7,7 @@ for whoever works at it; so neither takes from the other. Next: `api.removals` w
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +23,8 @@ from walvec.definitions.secrets import Secrets
 from walvec.definitions.tasks import as_json, instant, storable
 
 What = Literal["storage", "topics", "publication", "slot"]
+_TOGETHER = 3
+"""In hand in one process: each holds a session of the control database, and some must be left to others."""
 OF_SOURCE: tuple[What, ...] = ("publication", "slot")
 """What another vector table of the connection may want again."""
 
@@ -157,6 +160,7 @@ class ControlRemovals:
     def __init__(self, pool: Pool, secrets: Secrets) -> None:
         self._pool = pool
         self._secrets = secrets
+        self._hands = asyncio.Semaphore(_TOGETHER)
 
     async def open(self, environment_id: str | None = None) -> list[Removal]:
         async with self._pool.transaction() as conn:
@@ -168,7 +172,7 @@ class ControlRemovals:
 
     @asynccontextmanager
     async def claim(self, removal_id: str | None = None, *, but: Collection[str] = ()) -> AsyncIterator[Claim | None]:
-        async with self._pool.transaction() as conn:
+        async with self._hands, self._pool.transaction() as conn:
             cursor = await conn.execute(
                 f"SELECT {_COLUMNS} FROM {_FROM} WHERE r.id = %s FOR UPDATE OF r SKIP LOCKED"
                 if removal_id is not None
