@@ -9,6 +9,7 @@ import pytest
 from tests.contract.test_control import GENERATION, LOCAL, PRODUCTS, SHOP
 from walvec.contracts.errors import ConfigError
 from walvec.definitions.postgres import open_control
+from walvec.definitions.rotation import rotate
 from walvec.definitions.rows import table_json
 from walvec.definitions.schema import migrations
 from walvec.definitions.secrets import Secrets
@@ -122,3 +123,32 @@ async def test_what_was_stored_goes_on_in_environments_of_one_organization(forme
 async def test_the_secret_key_is_still_the_one_of_before(former: Any) -> None:
     with pytest.raises(ConfigError, match="WALVEC_SECRET_KEY"):
         await open_control(former.dsn, environment="prod", secret_key="another")
+
+
+async def test_environments_with_secret_keys_of_their_own_go_on_under_one(former: Any) -> None:
+    """Each environment had a check of its own: a server that knows both keys opens all."""
+    other = Secrets("its own key")
+    with psycopg.connect(former.dsn, autocommit=True) as conn:
+        conn.execute(
+            "UPDATE walvec_control.environments SET key_check = %s WHERE environment = 'test'", [other.key_check()]
+        )
+        conn.execute(
+            "UPDATE walvec_control.connections SET credentials = %s WHERE id = 'conn_1'",
+            [other.encrypt(SHOP.dsn + "test", "connection/conn_1")],
+        )
+        conn.execute(
+            "UPDATE walvec_control.providers SET api_key = %s WHERE id = 'emb_1'",
+            [other.encrypt("sk-hidden", "provider/emb_1")],
+        )
+    with pytest.raises(ConfigError, match="WALVEC_SECRET_KEYS_PREVIOUS"):
+        await open_control(former.dsn, environment="prod", secret_key=KEY)
+    both = Secrets(KEY, "its own key")
+    control = await open_control(former.dsn, environment="prod", secret_key=both)
+    now = await control.definitions.snapshot()
+    assert now.connections["conn_1"].dsn == SHOP.dsn + "test"
+    assert now.providers["emb_1"].api_key == "sk-hidden"
+    await control.close()
+    assert await rotate(former.dsn, both, Secrets(KEY)) == 4
+    control = await open_control(former.dsn, environment="prod", secret_key=KEY)
+    assert (await control.definitions.snapshot()).connections["conn_1"].dsn == SHOP.dsn + "test"
+    await control.close()

@@ -92,7 +92,7 @@ class Secrets:
                 raise ConfigError(
                     "the secret key is not the one that the stored credentials were encrypted with.",
                     "Set WALVEC_SECRET_KEY to the former value (without it: the secret key file in the data "
-                    "directory), or drop schema walvec_control in the control database and apply the definitions "
-                    "again.",
+                    "directory), further ones in WALVEC_SECRET_KEYS_PREVIOUS, or drop schema walvec_control in the "
+                    "control database and apply the definitions again.",
                 )
             self._keys = [*fresh, *self._keys]
