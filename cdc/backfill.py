@@ -269,7 +269,7 @@ class Backfill:
         eta = 0 if self._cursor.read else round(left / rate) if rate > 0 else None
         return {
             **self._cursor.store(),
-            "estimate": max(self._estimate, rows),
+            "estimate": rows if self._cursor.read else max(self._estimate, rows),
             "rate": round(rate, 1),
             "eta_seconds": eta,
             "waiting": self._waiting,

@@ -442,6 +442,7 @@ async def test_sweep_drained_the_marker_follows_what_it_must_not_delete(
     async with following(postgres, table) as f, running(control, log, f.stream):
         await eventually(waits)
         assert not await swept()
+        assert (await control.tasks.get(task.id)).progress["estimate"] == 2, "no guess any more: all rows are read"
         await log.producer().append(vectors, [Record(b"k", b"v", 0)])  # what the embedder made of the rows
         await log.reset(changes, embedder_group(name), await log.end_offsets(changes))
         await log.wait_for_append(0.2)
