@@ -39,6 +39,7 @@ _TYPES: Mapping[str, FilterType] = {
 }
 _DEEPEST = 16
 _LONGEST_LIST = 10_000
+_MOST = 1000
 _INT8 = range(-(2**63), 2**63)
 
 
@@ -63,7 +64,22 @@ def parse(filters: Mapping[str, Any] | None, types: Mapping[str, FilterType]) ->
     """None for no filter at all. Raises BadFilter."""
     if not filters:
         return None
-    return _group(filters, types, 0)
+    found = _group(filters, types, 0)
+    conditions, values = _size(found)
+    if conditions > _MOST:
+        raise BadFilter(f"filters have more than {_MOST} conditions.", "Use `in` for many values of one column.")
+    if values > _LONGEST_LIST:
+        raise BadFilter(f"filters have more than {_LONGEST_LIST} values in lists.", "Ask in parts.")
+    return found
+
+
+def _size(found: Filter) -> tuple[int, int]:
+    """Conditions with groups, and values in lists: a store's statement has room for so many alone."""
+    conditions, values = len(found.conditions), sum(len(c.value) for c in found.conditions if isinstance(c.value, list))
+    for group in (group for any_of in found.any_of for group in any_of):
+        more = _size(group)
+        conditions, values = conditions + 1 + more[0], values + more[1]
+    return conditions, values
 
 
 def _group(filters: Any, types: Mapping[str, FilterType], depth: int) -> Filter:

@@ -80,8 +80,18 @@ def deep(n: int) -> dict[str, object]:
         {"$or": {"price": 1}},
         {"$or": [1]},
         deep(50),
+        {"$or": [{"price": n} for n in range(1001)]},
+        {"$and": [{"price": {"gt": n}} for n in range(1001)]},
+        {"$or": [{} for _ in range(1001)]},
+        {"$or": [{"price": {"in": list(range(5001))}}, {"stock": {"nin": list(range(5000))}}]},
     ],
 )
 def test_refusals(filters: dict[str, object]) -> None:
     with pytest.raises(BadFilter):
         parse(filters, TYPES)
+
+
+def test_as_many_conditions_as_are_taken() -> None:
+    found = parse({"$or": [{"price": n} for n in range(499)], "price": {"in": list(range(10_000))}}, TYPES)
+    assert found is not None
+    assert len(found.any_of[0]) == 499
