@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from weakref import WeakValueDictionary
 
 from fastapi import APIRouter
 
@@ -15,14 +16,15 @@ from api.services import Use
 from walvec.definitions.document import parse
 
 router = APIRouter(prefix="/v1", tags=["definitions"])
-_one_at_a_time = asyncio.Lock()
+_one_at_a_time: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+"""By environment: a source that does not answer keeps nobody else waiting."""
 
 
 @router.post("/apply")
 async def apply(body: Apply, services: Use) -> Json:
     """Variables of the document are expanded by who sends it: their values are the client's."""
     document = parse(body.document, "the document")
-    async with _one_at_a_time:
+    async with _one_at_a_time.setdefault(services.environment.id, asyncio.Lock()):
         planned = await plan(
             document,
             await services.snapshot(),

@@ -52,7 +52,7 @@ class Idempotency:
             why = "Idempotency-Key: must be 1 to 255 visible ASCII characters."
             await problems.answer(request, 422, "validation_error", why)(scope, receive, send)
             return
-        environment = caller.environment.id if caller.environment else request.headers.get("x-environment-id", "")
+        environment = caller.environment.id if caller.environment else ""
         key = RequestKey(caller.organization.id, environment, given)
         what = f"{scope['method']} {scope['path']}"
         digest = hashlib.sha256(what.encode() + b"\n" + scope["state"].get("body", b"")).digest()

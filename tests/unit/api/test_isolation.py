@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -203,6 +204,30 @@ async def test_one_idempotency_key_of_two_organizations_is_two(world: World, hel
         assert "idempotent-replayed" not in answer.headers
         ids.add(answer.json()["id"])
     assert len(ids) == 3
+
+
+async def test_a_file_that_waits_for_its_source_keeps_nobody_else_waiting(
+    world: World, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, answered = asyncio.Event(), asyncio.Event()
+
+    async def silent(*_: Any) -> float:
+        waiting.set()
+        await answered.wait()
+        return 1.0
+
+    monkeypatch.setattr(world.source, "test", silent)
+    document = {"connections": [{"name": "slow", "url": _CREDENTIALS["url"]}]}
+    first = asyncio.create_task(asked(world, "POST", "/v1/apply", {"document": document}, held.stranger))
+    try:
+        await waiting.wait()
+        body = {"document": {"embedding_providers": [{"name": "quick", "provider": "static"}]}}
+        async with asyncio.timeout(10):
+            assert (await asked(world, "POST", "/v1/apply", body, held.neighbour)).status_code == 200
+        assert not first.done()
+    finally:
+        answered.set()
+        assert (await first).status_code == 200
 
 
 async def test_topics_of_the_log_are_the_default_organizations_alone(world: World, held: Held) -> None:
