@@ -294,7 +294,7 @@ CASES: dict[str, Case] = {
                      {"name": "price", "role": "metadata"}]}, ("'price'", "'stock'", "alias: source_price"),
         {"columns": [*EMBED, {"name": "stock", "role": "metadata", "alias": "price"},
                      {"name": "price", "role": "metadata", "alias": "source_price"}]}),
-    "long name": ({"name": "n" * 64}, ("63 bytes", "shorter name"), None),
+    "long name": ({"name": "n" * 101}, ("name", "at most 100"), None),
     "empty part": ({"source_table": "public."}, ("empty part", "schema.table"), None),
     "injection": ({"source_table": "items; DROP TABLE items"}, ("does not exist",), None),
     "other database": ({"source_table": "other.public.items"}, ("database 'other'", "cure"), None),

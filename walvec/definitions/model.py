@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any, Literal
 
 from walvec.contracts.text import ContentHash, TextSpec, hasher
@@ -292,8 +293,9 @@ class VectorTable:
 
     @property
     def view_name(self) -> str:
-        """Name in SQL: characters outside [A-Za-z0-9_] become `_`."""
-        return "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in self.name)
+        """Name in SQL: characters outside [A-Za-z0-9_] become `_`; one too long for Postgres ends with its hash."""
+        name = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in self.name)
+        return name if len(name) <= 63 else f"{name[:54]}_{sha256(self.name.encode()).hexdigest()[:8]}"
 
     @property
     def active(self) -> Generation:

@@ -42,11 +42,6 @@ def view_columns(generation: Generation) -> tuple[tuple[ViewColumn, ...], tuple[
 def check_view(table: VectorTable, generation: Generation, others: Iterable[VectorTable] = ()) -> None:
     """Raises DefinitionError, with the cure, where the view could not be made. `others`: the environment's vector
     tables, whose views it must not meet (the store itself finds what else has the name)."""
-    if len(table.view_name.encode()) > _MAX_BYTES:
-        raise DefinitionError(
-            f"The name of vector table {table.name!r} is longer than the {_MAX_BYTES} bytes that Postgres allows.",
-            "Choose a shorter name.",
-        )
     if not table.view_name or table.view_name == STATE_TABLE:
         raise DefinitionError(f"Vector table name {table.name!r} cannot be a view's name.", "Choose another name.")
     for other in others:
