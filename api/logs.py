@@ -17,7 +17,7 @@ from api.responses import Json, dump, iso
 from api.schemas import ReplayFrom
 from api.services import Services, Use
 from api.tail import has_key, start_offsets, tail
-from walvec.contracts.errors import NotFound, WalvecError
+from walvec.contracts.errors import ControlUnavailable, NotFound, WalvecError
 from walvec.definitions.model import VectorTable
 from walvec.transport.ports import Log
 from walvec.transport.records import (
@@ -108,7 +108,7 @@ async def tailed(
             raise invalid(f"{name} has no partition {partition}.", f"It has 0 to {max(offsets)}.")
         offsets = {p: offset for p, offset in offsets.items() if p == partition}
     only = None if partition is None else frozenset({partition})
-    lines = _lines(services, request, name, offsets, only=only, follow=follow, key=key)
+    lines = _lines(services, request, table.id, name, offsets, only=only, follow=follow, key=key)
     return StreamingResponse(lines, media_type=NDJSON)
 
 
@@ -136,6 +136,7 @@ async def _replayed(services: Services, topic: str, starts: Mapping[int, int]) -
 async def _lines(
     services: Services,
     request: Request,
+    table_id: str,
     topic: str,
     offsets: dict[int, int],
     *,
@@ -156,3 +157,19 @@ async def _lines(
         if not follow or services.stop.is_set() or await request.is_disconnected():
             return
         await pace(services)
+        if not await _goes_on(services, table_id):
+            return
+
+
+async def _goes_on(services: Services, table_id: str) -> bool:
+    """Whether who follows may still ask, and what is followed is there."""
+    try:
+        now = await services.control.definitions.snapshot()
+    except ControlUnavailable:
+        return True  # nothing is heard of either now; the log itself may well go on
+    caller = services.caller
+    if caller is not None and caller.key_id is not None:
+        key = now.api_keys.get(caller.key_id)
+        if key is None or key.revoked_at is not None or now.organizations[key.org_id].status == "deleting":
+            return False
+    return table_id in services.own(now).vector_tables

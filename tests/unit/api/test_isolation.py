@@ -206,6 +206,25 @@ async def test_one_idempotency_key_of_two_organizations_is_two(world: World, hel
     assert len(ids) == 3
 
 
+@pytest.mark.parametrize("end", ["revoked", "deleting", "table"])
+async def test_who_follows_the_log_is_let_go_with_the_key(world: World, held: Held, end: str) -> None:
+    await asked(world, "POST", "/v1/apply", {"document": DOCUMENT}, held.stranger)
+    path = "/v1/vector-tables/products/tail?follow=true&from=earliest"
+    following = asyncio.create_task(asked(world, "GET", path, None, held.stranger))
+    done, _ = await asyncio.wait({following}, timeout=0.5)
+    assert not done  # it goes on as long as the key is good
+    if end == "revoked":
+        (key,) = (await asked(world, "GET", "/v1/api-keys", None, held.stranger)).json()["data"]
+        await world.control.accounts.revoke_key(key["id"])
+    elif end == "deleting":
+        (org,) = (await asked(world, "GET", "/v1/organizations", None, held.stranger)).json()["data"]
+        await world.control.accounts.mark_deleting(org["id"])
+    else:
+        await asked(world, "DELETE", "/v1/vector-tables/products", None, held.stranger)
+    async with asyncio.timeout(10):
+        assert (await following).status_code == 200
+
+
 async def test_a_file_that_waits_for_its_source_keeps_nobody_else_waiting(
     world: World, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
