@@ -108,7 +108,9 @@ class TablePlan:
     def of(cls, table: VectorTable) -> TablePlan:
         live = table.live_generations
         names = dict.fromkeys(s.name for g in live for s in g.used_columns)
-        types = {c.name: (c.name, c.type_oid, c.type) for g in live for c in (*g.key, *g.used_columns)}
+        # each generation's own record of them, the active one's first: it is to blame before what is built is
+        serving = sorted(live, key=lambda g: g.state != "active")
+        types = dict.fromkeys((c.name, c.type_oid, c.type) for g in serving for c in (*g.key, *g.used_columns))
         newest = max(live, key=lambda g: g.number)
         return cls(
             table.id,
@@ -118,7 +120,7 @@ class TablePlan:
             table.source_table,
             newest.key_codecs,
             tuple(_column_plan(name, live) for name in names),
-            tuple(types.values()),
+            tuple(types),
         )
 
 
@@ -147,6 +149,7 @@ def check_relation(plan: TablePlan, relation: Relation) -> None:
                 f'column "{name}" of {plan.schema}.{plan.source_table} is not of type {type_name} any more.',
                 _AGAIN,
                 column=name,
+                recorded=type_oid,
             )
     hidden = [name for name, _ in plan.key if not present[name].identity]
     if hidden:

@@ -211,10 +211,11 @@ class Routes:
         self._stopped[table_id] = (await self._control.definitions.snapshot()).version
 
     async def _stalls(self, table: VectorTable, error: WalvecError) -> bool:
-        building, column = table.building, error.column if isinstance(error, TableChanged) else None
-        if building is None or column is None:
+        if table.building is None or not isinstance(error, TableChanged) or error.column is None:
             return False
-        if any(c.name == column for c in (*table.active.key, *table.active.used_columns)):
+        building, active = table.building, table.active
+        shared = (c for c in (*active.key, *active.used_columns) if c.name == error.column)
+        if any(error.recorded in (0, c.type_oid) for c in shared):
             return False
         try:
             if not await self._control.states.set_stalled(table.id, building.number, error.kind, str(error)):

@@ -10,7 +10,20 @@ import pytest
 
 from sink.service import Service
 from sink.stores.registry import Stores
-from tests.integration.generations_world import BODIES, CONNECTION, NAMES, NO_PRICE, TABLE, World, traffic, world
+from tests.integration.generations_world import (
+    BODIES,
+    BODY,
+    CONNECTION,
+    ID,
+    NAME,
+    NAMES,
+    NO_PRICE,
+    PRICE,
+    TABLE,
+    World,
+    traffic,
+    world,
+)
 from tests.plugins.eventually import eventually
 from walvec.contracts.errors import Conflict
 from walvec.definitions.model import Connection, Generation, Task, VectorTable
@@ -254,6 +267,45 @@ async def test_a_column_that_only_the_new_generation_needs_is_dropped(at: World)
     await eventually(goes_on)
     with pytest.raises(Conflict):
         await at.control.tasks.create("backfill", TABLE, number, {})
+
+
+async def test_a_definition_that_names_a_former_type_stalls_alone(at: World) -> None:
+    """As a rollback may: what was retired knows the columns as they were then."""
+    await at.kill("sink")
+    former = replace(NAME, type="character varying", type_oid=1043, base_type="character varying")
+    number = await at.rebuild(replace(BODIES, source=(ID, former, BODY, PRICE)))
+    await eventually(lambda: rows_read(at, number))
+    await at.sql("UPDATE products SET name = 'it goes on' WHERE id = 3")
+
+    async def stalled() -> bool:
+        assert (await at.table()).error is None
+        return (await built(at)).state == "stalled"
+
+    await eventually(stalled, 60)
+    assert '"name"' in str((await built(at)).stalled)
+    at.start("sink")
+
+    async def goes_on() -> bool:
+        return await at.rows("SELECT embedded_text FROM walvec.products WHERE id = 3") == [("it goes on",)]
+
+    await eventually(goes_on)
+    await at.equal()
+    assert (await at.table()).error is None
+
+
+async def test_a_type_that_only_the_active_one_does_not_know_yet_stops_the_table(at: World) -> None:
+    """What is built was defined after the change: it must not speak for the one that serves."""
+    await at.kill("cdc")
+    await at.sql("ALTER TABLE products ALTER COLUMN price TYPE text")
+    text = replace(PRICE, type="text", type_oid=25, base_type="text", codec="text")
+    await at.rebuild(replace(BODIES, source=(ID, NAME, BODY, text)))
+    await at.sql("UPDATE products SET price = 'dear' WHERE id = 3")
+    at.start("cdc")
+
+    async def stopped() -> bool:
+        return ((await at.table()).error or {}).get("kind") == "table_changed"
+
+    await eventually(stopped)
 
 
 async def test_a_swap_that_the_store_refuses_is_undone_and_can_be_tried_again(at: World) -> None:

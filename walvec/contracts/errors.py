@@ -66,13 +66,14 @@ class SlotLost(WalvecError):
 
 class TableChanged(WalvecError):
     """A used column was dropped, renamed or retyped: this table stops, the others go on. `column`: where one is to
-    blame alone."""
+    blame alone; `recorded`: oid of the type that it does not have any more, 0 when it is gone."""
 
     kind = "table_changed"
 
-    def __init__(self, message: str, cure: str = "", *, column: str | None = None) -> None:
+    def __init__(self, message: str, cure: str = "", *, column: str | None = None, recorded: int = 0) -> None:
         super().__init__(message, cure)
         self.column = column
+        self.recorded = recorded
 
 
 class ProviderWait(WalvecError):
