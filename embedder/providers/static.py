@@ -93,6 +93,8 @@ class StaticProvider:
 
     def _encode(self, texts: Sequence[str]) -> np.ndarray:
         model, words = _load(self._model)
+        if len(texts) == 1 and words.knows(texts[0]):
+            return check_matrix(words.encode(texts), 1, DIMENSIONS)
         matrix = np.empty((len(texts), DIMENSIONS), np.float32)
         plain = [i for i, text in enumerate(texts) if words.knows(text)]
         other = sorted(set(range(len(texts))).difference(plain))

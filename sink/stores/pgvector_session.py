@@ -22,7 +22,8 @@ from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
 
 from walvec.contracts.errors import StoreRejected, StoreUnavailable, WalvecError
-from walvec.runtime import addresses, prepared
+from walvec.runtime import addresses
+from walvec.runtime.prepared import Asker
 
 _SETUP = b"""
 SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 1;
@@ -108,27 +109,30 @@ class Session:
     conn: AsyncConnection[TupleRow]
     staging: set[str] = field(default_factory=set)
     _search: tuple[int, int, bool] | None = None
+    _asker: Asker | None = None
     _prepared: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
     _names: Iterator[int] = field(default_factory=count)
 
     async def ask(self, statement: str, parameters: Sequence[bytes]) -> PGresult:
         """By a prepared statement, with binary parameters $1, $2, …: for what is asked often and planned alike."""
+        asker = self._asker
+        if asker is None:
+            asker = self._asker = Asker(self.conn)
         name = self._prepared.get(statement)
         if name is None:
             if len(self._prepared) >= _PREPARED_AT_MOST:
                 await self._forget(next(iter(self._prepared)))
             name = f"walvec_{next(self._names)}".encode()
-            await prepared.prepare(self.conn, name, statement.encode())
+            await asker.prepare(name, statement.encode())
             self._prepared[statement] = name
         self._prepared.move_to_end(statement)
         try:
-            return await prepared.ask(self.conn, name, parameters, binary=True)
+            return await asker.ask(name, parameters, binary=True)
         except (psycopg.errors.FeatureNotSupported, psycopg.errors.InvalidSqlStatementName):
             # a column has another type now, or somebody discarded it
             self._prepared.pop(statement, None)
-            name = b""
-            await prepared.prepare(self.conn, name, statement.encode())
-            return await prepared.ask(self.conn, name, parameters, binary=True)
+            await asker.prepare(b"", statement.encode())
+            return await asker.ask(b"", parameters, binary=True)
 
     async def _forget(self, statement: str) -> None:
         await self.conn.execute(b"DEALLOCATE " + self._prepared.pop(statement))

@@ -16,7 +16,7 @@ from psycopg import AsyncConnection, errors
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from walvec.contracts.errors import ConfigError, Conflict, ControlUnavailable, NotFound
-from walvec.runtime import prepared
+from walvec.runtime.prepared import Asker
 
 Connection = AsyncConnection[tuple[Any, ...]]
 
@@ -136,7 +136,7 @@ class Pool:
         self.dsn = dsn
         self.environment_id = environment_id
         self._asking = asyncio.Lock()
-        self._asked: Connection | None = None
+        self._asked: tuple[Connection, Asker] | None = None
         self._question: asyncio.Task[int] | None = None
         self._closed = False
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
@@ -159,7 +159,7 @@ class Pool:
         async with self._asking:
             self._closed = True
             if self._asked is not None:
-                await self._asked.close()
+                await self._asked[0].close()
         await self._pool.close()
 
     async def version(self) -> int:
@@ -177,27 +177,28 @@ class Pool:
             self._question = None  # who calls from now on is too late for this one
             if self._closed:
                 raise ControlUnavailable("the control database's connections were closed.")
-            session, self._asked = self._asked, None  # given back only when it answered: never one in mid-answer
-            if session is not None and not session.closed:
+            kept, self._asked = self._asked, None  # given back only when it answered: never one in mid-answer
+            if kept is not None and not kept[0].closed:
                 try:
-                    found = await _version(session)
+                    found = await _version(kept[1])
                 except psycopg.Error:
-                    await session.close()  # it went with the server's last restart: a new one tells
+                    await kept[0].close()  # it went with the server's last restart: a new one tells
                 except BaseException:
-                    await session.close()
+                    await kept[0].close()
                     raise
                 else:
-                    self._asked = session
+                    self._asked = kept
                     return found
             session = await connect(self.dsn)
             try:
                 with translated():
-                    await prepared.prepare(session, _VERSION, b"SELECT version FROM walvec_control.installation")
-                    found = await _version(session)
+                    asker = Asker(session)
+                    await asker.prepare(_VERSION, b"SELECT version FROM walvec_control.installation")
+                    found = await _version(asker)
             except BaseException:
                 await session.close()
                 raise
-            self._asked = session
+            self._asked = session, asker
             return found
 
     @asynccontextmanager
@@ -239,8 +240,8 @@ async def move(conn: Connection) -> None:
     await conn.execute("SELECT pg_notify(%s, '')", [CHANNEL])
 
 
-async def _version(session: Connection) -> int:
-    found = (await prepared.ask(session, _VERSION)).get_value(0, 0)
+async def _version(asker: Asker) -> int:
+    found = (await asker.ask(_VERSION)).get_value(0, 0)
     assert found is not None
     return int(found)
 
