@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import statistics
+import struct
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ import psutil
 import psycopg
 
 from embedder.providers import registry
+from sink.stores.pgvector_session import QueryVector, QueryVectorDumper
 from tests.acceptance.harness import Walvec, document
 from walvec.contracts.keys import key_id
 from walvec.definitions.model import EmbeddingProvider
@@ -65,10 +67,11 @@ def ask_api(host: str, port: int, table: str, count: int, seed: int) -> list[flo
     return found
 
 
-def ask_sql(dsn: str, statement: str, vectors: list[str], count: int, seed: int) -> list[float]:
-    """As the store asks: the same statement and settings, values read."""
+def ask_sql(dsn: str, statement: str, vectors: list[bytes], count: int, seed: int) -> list[float]:
+    """As the store asks: the same statement, prepared, and settings, a binary vector; values read."""
     found = []
     with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.adapters.register_dumper(QueryVector, QueryVectorDumper)
         connection.execute("SET jit = off")
         connection.execute(
             "SELECT set_config('hnsw.ef_search', '100', false), set_config('hnsw.max_scan_tuples', '40000', false), "
@@ -77,7 +80,8 @@ def ask_sql(dsn: str, statement: str, vectors: list[str], count: int, seed: int)
         )
         for i in range(count):
             start = time.perf_counter()
-            connection.execute(statement.encode(), (vectors[(seed * 31 + i) % len(vectors)],), prepare=False).fetchall()
+            vector = QueryVector(vectors[(seed * 31 + i) % len(vectors)])
+            connection.execute(statement.encode(), (vector,), prepare=True).fetchall()
             found.append(time.perf_counter() - start)
     return found
 
@@ -120,6 +124,11 @@ def used(*processes: psutil.Process) -> float:
 
 def vector_text(vector: np.ndarray) -> str:
     return "[" + ",".join(map("{:.5f}".format, vector.tolist())) + "]"
+
+
+def binary(vector: np.ndarray) -> bytes:
+    """As `vector_recv` reads it."""
+    return struct.pack(">hh", len(vector), 0) + vector.astype(">f4").tobytes()
 
 
 async def embedded(texts: list[str]) -> np.ndarray:
@@ -166,7 +175,7 @@ def measure(w: Walvec, source: str, store: str, rows: int, clients: int, count: 
         connection.execute(f"CREATE INDEX ON {relation} USING hnsw (embedding vector_cosine_ops) WHERE live".encode())
         connection.execute(f"VACUUM ANALYZE {relation}".encode())
     queries = asyncio.run(embedded([text(i) for i in range(200)]))
-    sql = (store, statement_on(relation), [vector_text(v) for v in queries])
+    sql = (store, statement_on(relation), [binary(v) for v in queries])
     (api,) = w.roles()["api"]
     out: dict[str, float] = {}
     for n in (1, clients):
