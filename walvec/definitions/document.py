@@ -54,10 +54,16 @@ class ConnectionSpec(_Part):
         if self.url is None and (self.host is None or self.database is None):
             raise ValueError("where is the database? Give `url`, or `host` and `database`")
         if self.url is not None:
+            url = _libpq(self.url.get_secret_value())
             try:
-                conninfo_to_dict(_libpq(self.url.get_secret_value()))
+                said = conninfo_to_dict(url)
             except psycopg.ProgrammingError:
                 raise ValueError("`url` is not a connection string; write postgresql://user:password@host/db") from None
+            if _misread(url, said):
+                raise ValueError(
+                    "`url` has no host and port that can be meant; write special characters of the password as %40 for "
+                    "@, %2F for /, %3A for :, or give `host`, `user` and `password` by themselves"
+                )
         return self
 
     @property
@@ -73,6 +79,17 @@ class ConnectionSpec(_Part):
             password=None if self.password is None else self.password.get_secret_value(),
             ssl_mode=self.ssl_mode,
         )
+
+
+def _misread(url: str, said: Mapping[str, Any]) -> bool:
+    """Whether a part of the password is taken for the host, the port or the database, which others are shown."""
+    address, escaped = "://" in url, "%40" in url
+    hosts, ports = (str(said.get(name) or "").split(",") for name in ("host", "port"))
+    return (
+        any(port.strip() and not re.fullmatch("[0-9]{1,5}", port.strip()) for port in ports)
+        or any("@" in host[0 if address and not escaped else 1 :] for host in hosts)
+        or (address and not escaped and "@" in str(said.get("dbname") or ""))
+    )
 
 
 def _libpq(url: str) -> str:

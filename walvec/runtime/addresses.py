@@ -191,6 +191,9 @@ async def pinned(dsn: str) -> str:
     ports = str(given.get("port") or "").split(",")
     if len(ports) < len(hosts):
         ports = (ports * len(hosts))[: len(hosts)]
+    if not all(re.fullmatch("[0-9]{0,5}", port.strip()) for port in ports):
+        # not said which: it may be a part of a password that was not escaped
+        raise psycopg.OperationalError("a port of the connection string is no number")
     places: list[tuple[str, str, str]] = []
     unresolved: psycopg.Error | None = None
     for host, port in zip(hosts, ports, strict=False):
@@ -199,8 +202,8 @@ async def pinned(dsn: str) -> str:
             places.append((host, "", port))
             continue
         try:
-            found = await _current.resolve(host, int(port or 5432))
-        except OSError as e:
+            found = await _current.resolve(host, int(port.strip() or 5432))
+        except (OSError, UnicodeError) as e:  # the latter: a label that no name can have
             unresolved = psycopg.OperationalError(f"failed to resolve host {host!r}: {e}")
             continue
         places.extend((host, address, port) for address in found)

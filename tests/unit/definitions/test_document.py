@@ -94,3 +94,36 @@ def test_refusals_name_the_place_and_show_no_value(text: str, said: str) -> None
 def test_a_file_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load("/nonexistent/walvec.yaml")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:abc@1:s3cr3t@host/d",  # port
+        "postgresql://u:abc@s3cr3t@host/d",  # host
+        "postgresql://u:abc@@host/d",  # a Unix socket
+        "postgresql://u:abc/s3cr3t@host/d",  # port
+        "postgresql://u:1/s3cr3t@host/d",  # database
+        "host=h port=s3cr3t dbname=d",
+        "host=h@s3cr3t dbname=d",
+    ],
+)
+def test_a_password_that_is_not_escaped_is_refused_unseen(url: str) -> None:
+    with pytest.raises(ConfigError, match="%40 for @") as refused:
+        parse({"connections": [{"name": "a", "url": url}]}, "the file")
+    assert "s3cr3t" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:abc%40s3cr3t@host:5432/d",
+        "postgresql+psycopg://u:p@h1:1,h2:2/d",
+        "postgresql://u:p@[::1]/d%40x",
+        "postgresql:///d?host=/run/postgresql",
+        "host=@abstract dbname=d password=a@b/c:d",
+        "host=h port=' 5432 ' dbname=d@x",
+    ],
+)
+def test_a_connection_string_that_can_be_meant_is_taken(url: str) -> None:
+    assert parse({"connections": [{"name": "a", "url": url}]}, "the file").connections[0].dsn

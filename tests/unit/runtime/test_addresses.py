@@ -212,6 +212,27 @@ async def test_a_redirect_is_not_followed_and_a_rebound_name_is_refused(monkeypa
 
 
 @pytest.mark.parametrize(
+    "dsn",
+    [
+        "host=127.0.0.1 port=hunter2 dbname=d",
+        "postgresql://u:abc@1:hunter2@host/d",
+        "host=127.0.0.1,127.0.0.1 port=1,hunter2",
+        "host=127.0.0.1 port=-1",
+    ],
+)
+async def test_a_port_that_is_none_is_psycopgs_failure(dsn: str) -> None:
+    with pytest.raises(psycopg.OperationalError, match="port") as refused:
+        await addresses.pinned(dsn)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 300, "-"])
+async def test_a_host_that_no_name_can_be_is_psycopgs_failure(host: str) -> None:
+    with pytest.raises(psycopg.OperationalError, match="failed to resolve"):
+        await addresses.pinned(f"host={host} dbname=d")
+
+
+@pytest.mark.parametrize(
     ("environment", "url", "direct"),
     [
         ({}, "https://models.example/v1", True),
