@@ -140,6 +140,8 @@ class Jobs:
             await self._end([job])
         busy = {lane for lane, _ in self._running.values()}
         for task in open_tasks:
+            if task.generation >= tables[task.target_id].next_generation:
+                continue  # rule known-generation: it is on its way in the feed; not known is not gone
             lane = f"{task.target_id}:{'backfill' if task.task_type in _BACKFILLS else 'keys'}"
             if task.id not in self._running and lane not in busy:
                 busy.add(lane)

@@ -25,6 +25,7 @@ from tests.plugins.source_table import (
     records,
     vector_table,
 )
+from tests.plugins.stale_feed import StaleControl
 from walvec.contracts.changes import Change
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import Position
@@ -564,6 +565,40 @@ async def test_repair_reads_rows_and_deletes_what_is_not_there(
         b'{"id":1}': ("r", True), b'{"id":2}': ("d", False), b'{"old":1}': ("d", False),
     }  # fmt: skip
     assert len({c.position for c in found.values()}) == 1
+
+
+async def test_known_generation_a_task_of_one_that_the_feed_has_not_brought_yet_waits_for_it(
+    postgres: PostgresDatabase, eventually: Callable[..., Any]
+) -> None:
+    """A PUT opens the generation and its rebackfill at once; the task can be read before the feed has moved."""
+    postgres.execute("CREATE TABLE t (id int PRIMARY KEY, doc text); INSERT INTO t VALUES (1, 'x')")
+    table = await vector_table(postgres.dsn, "t", DOC, backfilled=True)
+    control, log = await control_with(postgres.dsn, table), MemoryLog()
+    stale = StaleControl(control)
+    made = replace(table.active, number=2, state="building", separator=" ")
+    _, task = await control.definitions.rebuild(table.id, made)
+    seen = 0
+    read = control.tasks.open_tasks
+
+    async def counted(targets: Any) -> list[Task]:
+        nonlocal seen
+        seen += 1
+        return await read(targets)
+
+    control.tasks.open_tasks = counted  # type: ignore[method-assign]
+
+    async def looked_thrice() -> bool:
+        return seen >= 3
+
+    async def completed_now() -> bool:
+        return (await control.tasks.get(task.id)).status == "completed"
+
+    async with following(postgres, table) as f, consuming(log, table), running(stale, log, f.stream):  # type: ignore[arg-type]
+        await eventually(looked_thrice)
+        assert (await control.tasks.get(task.id)).status == "pending"
+        f.stream.route(table.id, frozenset({1, 2}))
+        stale.feed.bring()
+        await eventually(completed_now)
 
 
 async def test_a_standby_without_a_live_stream_touches_nothing(postgres: PostgresDatabase) -> None:
