@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -580,10 +580,10 @@ async def test_known_generation_a_task_of_one_that_the_feed_has_not_brought_yet_
     seen = 0
     read = control.tasks.open_tasks
 
-    async def counted(targets: Any) -> list[Task]:
+    async def counted(target_ids: Sequence[str]) -> list[Task]:
         nonlocal seen
         seen += 1
-        return await read(targets)
+        return await read(target_ids)
 
     control.tasks.open_tasks = counted  # type: ignore[method-assign]
 
