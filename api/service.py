@@ -18,6 +18,7 @@ from api.observer import Observer
 from api.ports import Models, SearchStore, Source
 from api.removals import running
 from api.services import Services
+from api.wire import Protocol
 from walvec.contracts.errors import ConfigError
 from walvec.definitions.ports import Control
 from walvec.runtime.lifecycle import pause
@@ -60,6 +61,7 @@ async def run(
         lifespan="off",
         timeout_graceful_shutdown=_GRACE_SECONDS,
         server_header=False,
+        http=Protocol,
         proxy_headers=False,  # nothing asks for the client's address
     )
     listening = await _patiently_bound(config, stop)
