@@ -96,9 +96,11 @@ class Work:
     async def update(self, task: Task, **changes: Any) -> None:
         """Stores a task's progress. Raises TaskEnded when it was cancelled or deleted."""
         try:
-            await self.control.tasks.update(task.id, **changes)
+            open_ = await self.control.tasks.update(task.id, **changes)
         except NotFound as e:
             raise TaskEnded("the task was deleted") from e
+        if not open_:
+            raise TaskEnded("the task was ended")
 
 
 class ChunkWriter:

@@ -493,10 +493,10 @@ class MemoryTasks:
         progress: Mapping[str, Any] | None = None,
         attempts: int | None = None,
         last_error: str | None = None,
-    ) -> None:
+    ) -> bool:
         task = await self.get(task_id)
         if task.status not in OPEN:
-            return
+            return False
         self._tasks[task_id] = replace(
             task,
             status=status or task.status,
@@ -507,6 +507,7 @@ class MemoryTasks:
         )
         if status is not None and status != task.status:
             self._control.feed.move()
+        return True
 
     def forget(self, table_id: str) -> None:
         self._tasks = {k: t for k, t in self._tasks.items() if t.target_id != table_id}

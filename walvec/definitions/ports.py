@@ -125,8 +125,8 @@ class Tasks(Protocol):
         progress: Mapping[str, Any] | None = None,
         attempts: int | None = None,
         last_error: str | None = None,
-    ) -> None:
-        """Durable on return (rule progress-after relies on it). A task that has ended stays as it ended."""
+    ) -> bool:
+        """Durable on return (rule progress-after relies on it). A task that has ended stays as it ended: False."""
 
 
 class Letters(Protocol):

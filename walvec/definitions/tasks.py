@@ -187,7 +187,7 @@ class ControlTasks:
         progress: Mapping[str, Any] | None = None,
         attempts: int | None = None,
         last_error: str | None = None,
-    ) -> None:
+    ) -> bool:
         async with self._pool.transaction() if status is None else self._pool.ordered() as conn:
             cursor = await conn.execute(
                 "SELECT status FROM walvec_control.tasks WHERE id = %s FOR NO KEY UPDATE",
@@ -198,7 +198,7 @@ class ControlTasks:
                 raise NotFound(f"there is no task {task_id!r}.")
             before = row[0]
             if before not in ("pending", "running"):
-                return
+                return False
             await conn.execute(
                 "UPDATE walvec_control.tasks SET status = coalesce(%s, status), progress = coalesce(%s, progress),"
                 " attempts = coalesce(%s, attempts), last_error = coalesce(%s, last_error), updated_at = now()"
@@ -213,3 +213,4 @@ class ControlTasks:
             )
             if status is not None and status != before:
                 await self._pool.move(conn)
+        return True
