@@ -91,6 +91,8 @@ async def _made(services: Services, table: VectorTable, body: ChangedVectorTable
         preflight=False,
         log=services.shared_log,
     )
+    if "source_table" not in given:  # it was asked for by its exact name, and stays as it was written
+        new = replace(new, raw_source_table=table.raw_source_table)
     made = redefinition(table, new)
     refuse_fixed(made)
     if made.kind in ("generation", "recover"):

@@ -23,7 +23,7 @@ from api.validation import build_vector_table
 from api.verify import open_letters
 from api.waits import WaitForLsn, WaitSeconds, reaches
 from walvec.contracts.errors import Conflict, DefinitionError
-from walvec.contracts.position import format_lsn
+from walvec.contracts.position import format_lsn, parse_lsn
 from walvec.definitions.model import Task, TaskType, VectorTable
 
 router = APIRouter(prefix="/v1/vector-tables/{table_id}", tags=["sync"])
@@ -90,7 +90,9 @@ async def status(
         table = find_table(snapshot, table.id)
     found = (await all_statuses(services, [table], snapshot))[0]
     fresh = await request.app.state.freshness.of(services, table, wait=False)
-    as_of = format_lsn(fresh.lsn) if fresh.lsn is not None else None
+    reached = parse_lsn(waited["wait_for_lsn"]) if waited["lsn_reached"] else None
+    lsn = max((n for n in (fresh.lsn, reached) if n is not None), default=None)
+    as_of = format_lsn(lsn) if lsn is not None else None
     return Json({**sync_status(table, found), "as_of_lsn": as_of, **waited})
 
 

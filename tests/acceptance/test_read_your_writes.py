@@ -90,6 +90,7 @@ def test_a_commit_is_found_after_a_wait(walvec: Walvec, second_api: str, postgre
             else:
                 answer = waits.get(f"{path}/status", params={"wait_for_lsn": lsn, "timeout": 30})
                 assert answer.json()["lsn_reached"] is True
+                assert lsn_of(answer.json()["as_of_lsn"]) >= lsn_of(lsn)
             seconds.append(time.monotonic() - start)
             assert answer.status_code == 200, answer.text
             assert [h["id"] for h in found(asks, key)["results"]] == [str(key)]

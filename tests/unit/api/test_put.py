@@ -205,3 +205,10 @@ async def test_a_rebuild_whose_reading_ended_early_is_read_again_on_demand(world
     [again] = await world.control.tasks.open_tasks([world.table.id])
     assert (again.generation, again.params["sweep"]) == (2, True)
     assert again.id != first.id
+
+
+async def test_a_change_that_mends_an_error_leaves_the_source_tables_spelling(world: World) -> None:
+    table = await world.ready()
+    await world.services.control.states.set_error(table.id, "table_changed", "a column is gone", "name another")
+    columns = COLUMNS[:3]
+    assert (await world.ask("PUT", world.path, {"columns": columns}))["source_table"] == "public.products"

@@ -107,6 +107,15 @@ async def test_a_storage_that_a_swap_removed_is_looked_for_once_more(
     assert (asked, found["generation"], len(found["results"])) == ([1, 2], 2, 1)
 
 
+async def test_an_lsn_that_was_waited_for_is_in_what_the_status_promises(world: World) -> None:
+    await world.ready()
+    assert (await world.ask("POST", QUERY, {"vector": [1.0] * 256}))["as_of_lsn"] == format_lsn(10_000)
+    world.source.marker = 20_000
+    await world.read(20_000)
+    found = await world.ask("GET", f"{world.path}/sync/status?wait_for_lsn={format_lsn(20_000)}")
+    assert (found["lsn_reached"], found["as_of_lsn"]) == (True, format_lsn(20_000))
+
+
 async def test_what_is_promised_holds_of_the_generation_that_was_searched(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
