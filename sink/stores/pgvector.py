@@ -27,7 +27,7 @@ from sink.stores.pgvector_layout import (
 )
 from sink.stores.pgvector_search import parse_vectors, search
 from sink.stores.pgvector_session import Session, Sessions
-from sink.stores.pgvector_view import show
+from sink.stores.pgvector_view import remade, show
 from walvec.contracts.errors import StoreRejected
 from walvec.contracts.keys import key_hex
 from walvec.contracts.position import Position, parse_lsn
@@ -240,13 +240,13 @@ class PgvectorStore:
         if not changes:
             return
         cur = await conn.execute(
-            f"UPDATE {layout.state} SET shown = NULL WHERE table_id = %s AND generation = %s AND shown IS NOT NULL "
-            "RETURNING view_name".encode(),
-            (table.id, number),
+            f"SELECT view_name, shown FROM {layout.state} WHERE table_id = %s AND generation = %s "
+            "AND shown IS NOT NULL AND to_regclass(format('%%I.%%I', %s::text, view_name)) IS NOT NULL".encode(),
+            (table.id, number, self._schema),
         )
-        for (view,) in await cur.fetchall():  # a column that a view shows cannot be changed
-            await conn.execute(f"DROP VIEW IF EXISTS {ident(self._schema)}.{ident(view)}".encode())
-        await conn.execute(f"ALTER TABLE {layout.table} {', '.join(changes)}".encode())
+        # a column that a view shows cannot be changed; whoever reads it meets it before and after
+        async with remade(conn, [(f"{ident(self._schema)}.{ident(view)}", s) for view, s in await cur.fetchall()]):
+            await conn.execute(f"ALTER TABLE {layout.table} {', '.join(changes)}".encode())
 
     async def show(self, table: VectorTable, generation: Generation) -> None:
         async with self._sessions.session() as session:

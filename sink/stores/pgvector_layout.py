@@ -113,15 +113,15 @@ class Layout:
             f"hash text, embedded_text text, embedding {self.vector_type}{own}) ON COMMIT DELETE ROWS"
         )
 
-    def view(self, view_name: str, generation: Generation) -> tuple[str, str, str]:
-        """(qualified name, SELECT, DROP statement) of the view."""
+    def view(self, view_name: str, generation: Generation) -> tuple[str, str]:
+        """(qualified name, SELECT) of the view."""
         keys, metadata = view_columns(generation)
         parts = [f"t.{c.physical} AS {ident(c.name)}" for c in keys]
         parts += ["t.chunk", "t.embedded_text", "t.embedding"]
         parts += [f"t.{c.physical} AS {ident(c.name)}" for c in metadata]
         parts.append("t.lsn AS source_lsn")
         name = f"{ident(self.schema)}.{ident(view_name)}"
-        return name, f"SELECT {', '.join(parts)} FROM {self.table} t WHERE t.live", f"DROP VIEW IF EXISTS {name}"
+        return name, f"SELECT {', '.join(parts)} FROM {self.table} t WHERE t.live"
 
     def column(self, field: str) -> StoredColumn:
         """The column that a filter means, by name or alias; metadata before key columns."""

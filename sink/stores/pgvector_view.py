@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import psycopg
 from psycopg import AsyncConnection
@@ -53,13 +54,42 @@ async def show(
         pause = min(pause * 2, _LONGEST_PAUSE)
 
 
+@asynccontextmanager
+async def remade(conn: AsyncConnection[TupleRow], views: Sequence[tuple[str, str]]) -> AsyncIterator[None]:
+    """Without these views, in the caller's transaction; then they are as they were, rights included."""
+    grants = {name: await (await conn.execute(_GRANTS, (name,))).fetchall() for name, _ in views}
+    for name, _ in views:
+        await _drop(conn, name)
+    yield
+    for name, select in views:
+        await conn.execute(f"CREATE VIEW {name} AS {select}".encode())
+        await _grant(conn, name, grants[name])
+
+
+async def _drop(conn: AsyncConnection[TupleRow], name: str) -> None:
+    try:
+        await conn.execute(f"DROP VIEW IF EXISTS {name}".encode())
+    except psycopg.errors.DependentObjectsStillExist as e:
+        detail = (e.diag.message_detail or "").partition("\n")[0]
+        raise StoreRejected(
+            f"The columns of view {name} change, but other objects depend on it.",
+            f"Drop what depends on it ({detail}), then try again.",
+        ) from e
+
+
+async def _grant(conn: AsyncConnection[TupleRow], name: str, grants: Sequence[TupleRow]) -> None:
+    for grantee, privilege, grantable in grants:
+        option = " WITH GRANT OPTION" if grantable else ""
+        await conn.execute(f"GRANT {privilege} ON {name} TO {grantee}{option}".encode())
+
+
 async def _absent(conn: AsyncConnection[TupleRow], name: str) -> bool:
     row = await (await conn.execute(b"SELECT to_regclass(%s) IS NULL", (name,))).fetchone()
     return row is not None and bool(row[0])
 
 
 async def _point(conn: AsyncConnection[TupleRow], table: VectorTable, generation: Generation, layout: Layout) -> None:
-    name, select, drop = layout.view(table.view_name, generation)
+    name, select = layout.view(table.view_name, generation)
     cur = await conn.execute(
         f"SELECT view_name, shown = %s AND to_regclass(%s) IS NOT NULL AND generation = %s FROM {layout.state} "
         "WHERE table_id = %s".encode(),
@@ -89,15 +119,6 @@ async def _point(conn: AsyncConnection[TupleRow], table: VectorTable, generation
             await conn.execute(f"CREATE OR REPLACE VIEW {name} AS {select}".encode())
     except psycopg.errors.InvalidTableDefinition:  # other columns: it must be made anew, and whoever read it still may
         grants += await (await conn.execute(_GRANTS, (name,))).fetchall()
-        try:
-            await conn.execute(drop.encode())
-        except psycopg.errors.DependentObjectsStillExist as e:
-            detail = (e.diag.message_detail or "").partition("\n")[0]
-            raise StoreRejected(
-                f"The columns of view {name} change, but other objects depend on it.",
-                f"Drop what depends on it ({detail}), then try again.",
-            ) from e
+        await _drop(conn, name)
         await conn.execute(f"CREATE VIEW {name} AS {select}".encode())
-    for grantee, privilege, grantable in grants:
-        option = " WITH GRANT OPTION" if grantable else ""
-        await conn.execute(f"GRANT {privilege} ON {name} TO {grantee}{option}".encode())
+    await _grant(conn, name, grants)

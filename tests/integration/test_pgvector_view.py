@@ -143,3 +143,20 @@ async def test_storage_that_is_read_is_dropped_later(store: PgvectorStore, postg
         assert await store.generations(table) == [1, 2]
     await store.drop(table, 1)
     assert await store.generations(table) == [2]
+
+
+async def test_storage_that_is_retyped_is_shown_all_the_time(store: PgvectorStore, postgres: PostgresDatabase) -> None:
+    """The source's column has got another type: whoever read the view still may, and meets it at any moment."""
+    await made(store, OLD)
+    async with await psycopg.AsyncConnection.connect(postgres.dsn, autocommit=True) as other:
+        await other.execute("GRANT SELECT ON walvec.things TO pg_monitor WITH GRANT OPTION")
+        wider = table_of(source("a", "bigint"))
+        await store.ensure(wider, wider.active)
+        query = "SELECT grantee, is_grantable FROM information_schema.role_table_grants WHERE table_name = 'things'"
+        assert ("pg_monitor", "YES") in await (await other.execute(query)).fetchall()
+        await other.execute("SELECT a FROM walvec.things")
+        await store.show(wider, wider.active)
+        assert ("pg_monitor", "YES") in await (await other.execute(query)).fetchall()
+        await store.apply(wider, wider.active, [record("upsert", 1, 5, a=2**40)])
+        found = await (await other.execute("SELECT a FROM walvec.things")).fetchall()
+        assert found == [(2**40,)]
