@@ -157,7 +157,8 @@ def last_error(table: VectorTable, tasks: Sequence[Task]) -> str | None:
     if table.building is not None and table.building.stalled:
         return table.building.stalled
     newest = next((t for t in tasks if t.task_type in BACKFILLS), None)
-    return newest.last_error if newest is not None and newest.status != "completed" else None
+    # what was cancelled was ended on purpose: no error is left of it
+    return newest.last_error if newest is not None and newest.status not in ("completed", "cancelled") else None
 
 
 async def total_rows(services: Services, table: VectorTable, snapshot: Snapshot) -> int:

@@ -306,7 +306,11 @@ def loads(text: str, origin: str = "the definitions", environment: Mapping[str, 
     except yaml.YAMLError:
         raise ConfigError(f"{origin} is not YAML.", "Look for control characters in it.") from None
     variables = os.environ if environment is None else environment
-    return parse({} if raw is None else expand(raw, variables, origin), origin)
+    try:
+        expanded = {} if raw is None else expand(raw, variables, origin)
+    except RecursionError:
+        raise ConfigError(f"{origin} is nested without end.", "Take out the alias that refers to itself.") from None
+    return parse(expanded, origin)
 
 
 def parse(raw: Any, origin: str = "the definitions") -> Document:

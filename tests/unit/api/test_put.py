@@ -212,3 +212,11 @@ async def test_a_change_that_mends_an_error_leaves_the_source_tables_spelling(wo
     await world.services.control.states.set_error(table.id, "table_changed", "a column is gone", "name another")
     columns = COLUMNS[:3]
     assert (await world.ask("PUT", world.path, {"columns": columns}))["source_table"] == "public.products"
+
+
+async def test_a_backfill_that_was_cancelled_leaves_no_error(world: World) -> None:
+    await world.ready()
+    task = await world.ask("POST", f"{world.path}/backfill")
+    assert (await world.ask("POST", f"/v1/tasks/{task['id']}/cancel"))["last_error"]
+    status = await world.ask("GET", f"{world.path}/sync/status")
+    assert (status["sync_status"], status["last_error"]) == ("synced", None)

@@ -76,6 +76,7 @@ def test_variables() -> None:
         ("connections: [{name: a, host: s3cr3t}]", "where is the database"),
         ("connections: [{name: '${}'}]", "without a variable's name"),
         ("- a", "must be a mapping"),
+        ("connections: &x [*x]", "nested without end"),
         ("connections: s3cr3t", "connections"),
         ("vector_tables: [{index: {kind: hsnw}}]", "vector_tables[0].index.kind"),
         ("embedding_providers: [{name: a, provider: b, base_url: s3cr3t}]", "http://"),
