@@ -62,7 +62,7 @@ class Known:
     def applied(self, lsn: int, source: tuple[int, str], generation: int) -> None:
         """All up to here is in the storage of that generation, which is active."""
         self.of_source(source)
-        self.generation = max(self.generation, generation)
+        self.generation = generation
         if self.lsn is None or lsn > self.lsn:
             self.lsn = lsn
         passed = [at for stood, at in self.moments if stood <= self.lsn]
