@@ -16,15 +16,18 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class Guarded(httpx.AsyncBaseTransport):
-    """Raises AddressRefused, and ConnectError for a name that nobody resolves."""
+    """Raises AddressRefused, UnsupportedProtocol for what is no address on the web, and ConnectError for a name that
+    nobody resolves."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
         self._inner = inner
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         host = request.url.host
+        if not host or request.url.scheme not in _PORTS:
+            raise httpx.UnsupportedProtocol("the address is not one of http or https", request=request)
         try:
-            found = await addresses.resolve(host, request.url.port or _PORTS.get(request.url.scheme, 0))
+            found = await addresses.resolve(host, request.url.port or _PORTS[request.url.scheme])
         except OSError as e:
             raise httpx.ConnectError(f"{host} cannot be resolved", request=request) from e
         for number, address in enumerate(found, 1):
