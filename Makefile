@@ -35,7 +35,7 @@ check: $(READY) ## style, types, import laws, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q tests/unit tests/contract -m "not bench" -k "not postgres and not pgvector and not kafka"
+	$(BIN)/pytest -q -n $(PROCESSES) --dist loadfile tests/unit tests/contract -m "not bench" -k "not postgres and not pgvector and not kafka"
 
 fmt: $(READY) ## format and mend what can be mended
 	$(BIN)/ruff check --fix-only .
