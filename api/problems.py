@@ -160,5 +160,5 @@ def explain(error: RequestValidationError) -> tuple[str, str]:
     for e in error.errors()[:5]:
         where = e["loc"][1:] if e["loc"][:1] in (("body",), ("query",), ("path",)) else e["loc"]
         place = ".".join(str(p) for p in where) or "the body"
-        parts.append(f"{place}: {e['msg']}")
+        parts.append(f"{place}: {str(e['msg']).removeprefix('Value error, ')}")
     return "; ".join(parts) + ".", "Correct the fields that are named."

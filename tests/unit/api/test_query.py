@@ -107,6 +107,12 @@ async def test_a_storage_that_a_swap_removed_is_looked_for_once_more(
     assert (asked, found["generation"], len(found["results"])) == ([1, 2], 2, 1)
 
 
+async def test_a_question_without_either_is_refused_in_plain_words(world: World) -> None:
+    await world.ready()
+    answer = await world.ask("POST", QUERY, {}, status=422)
+    assert answer["error"]["message"] == "the body: give either `query` or `vector`."
+
+
 async def test_an_lsn_that_was_waited_for_is_in_what_the_status_promises(world: World) -> None:
     await world.ready()
     assert (await world.ask("POST", QUERY, {"vector": [1.0] * 256}))["as_of_lsn"] == format_lsn(10_000)
