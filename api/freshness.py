@@ -3,7 +3,7 @@ all that was committed until `seconds` ago.
 
 A look: the source's LSN at a moment, the LSN that cdc has made durable, the ends of both topics then; once the groups
 have passed these ends, all up to the durable LSN is in the store. Looks are taken beside queries, while there are any;
-a query waits for the table's first one alone, and not long.
+a query waits only where nobody has looked for a while, and not long.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from walvec.definitions.model import VectorTable
 
 _log = logging.getLogger(__name__)
 _FIRST_SECONDS = 0.5
+_AGAIN_SECONDS = 0.1
+_OLD_SECONDS = 2.0
 _PACE_SECONDS = 0.5
 _BREATH_SECONDS = 0.05
 _IDLE_SECONDS = 30.0
@@ -77,6 +79,7 @@ class _Watch:
         self.known = Known()
         self.reason: str | None = "it is being found out"
         self.looked = asyncio.Event()
+        self.looked_at = time.monotonic()
         self.asked = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 
@@ -100,6 +103,7 @@ class _Watch:
                 if not isinstance(e, Ended):
                     _log.debug("not seen", extra={"action": "freshness", "table": self.table_id, "reason": str(e)})
             self.looked.set()
+            self.looked_at = time.monotonic()
             if services.stop.is_set():
                 return
             await asyncio.sleep(_PACE_SECONDS)
@@ -147,18 +151,22 @@ class Freshness:
         self._watches: dict[str, _Watch] = {}
 
     async def of(self, services: Services, table: VectorTable, *, wait: bool = True) -> Fresh:
-        """`wait`: half a second at most, for the table's first look."""
+        """`wait`: half a second at most for the table's first look, a tenth for one after nobody had asked."""
         watch = self._watches.get(table.id)
-        first = watch is None
+        patience = 0.0
         if watch is None:
             watch = self._watches[table.id] = _Watch(table.id)
+            patience = _FIRST_SECONDS
+        elif not watch.asked.is_set() and time.monotonic() - watch.looked_at > _OLD_SECONDS:
+            watch.looked.clear()
+            patience = _AGAIN_SECONDS
         watch.asked.set()
         if watch.task is None or watch.task.done():
             watch.task = asyncio.create_task(watch.run(services))
             watch.task.add_done_callback(watch.ended)
-        if first and wait:
+        if patience and wait:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_FIRST_SECONDS):
+                async with asyncio.timeout(patience):
                     await watch.looked.wait()
         if not table.backfilled:
             return Fresh(reason="its rows are not read yet")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from api import cursors
+from api import cursors, freshness
 from api.freshness import Known
 from api.problems import Problem
 from tests.plugins.eventually import eventually
@@ -177,6 +177,22 @@ async def test_a_promise_of_another_timeline_is_taken_back_before_the_table_is_r
         return (await world.ask("POST", QUERY, {"query": "a"}))["as_of_lsn"] is None
 
     await eventually(taken_back)
+
+
+async def test_who_asks_after_a_while_is_told_of_now(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks while nobody asks: the answer waits for a look, it does not tell of the last one."""
+    monkeypatch.setattr(freshness, "_PACE_SECONDS", 0.0)
+    monkeypatch.setattr(freshness, "_OLD_SECONDS", 0.0)
+    monkeypatch.setattr(freshness, "_AGAIN_SECONDS", 10.0)
+    table = await world.ready()
+    assert (await world.ask("POST", QUERY, {"query": "a"}))["as_of_lsn"] == format_lsn(10_000)
+    world.source.marker = 20_000
+
+    async def read() -> bool:
+        return (await world.control.progress.get(table.connection_id)).lsn == 20_000
+
+    await eventually(read)
+    assert (await world.ask("POST", QUERY, {"query": "a"}))["as_of_lsn"] == format_lsn(20_000)
 
 
 def test_a_cursor_is_read_back_and_nothing_else_is() -> None:
