@@ -214,7 +214,10 @@ _SAID: Mapping[str, tuple[str, str]] = {
         "a backfill of {name!r} is already running.",
         "Wait for it: GET /v1/vector-tables/{id}/sync/status",
     ),
-    "sync_already_paused": ("{name!r} is paused already.", "POST /v1/vector-tables/{id}/sync/resume goes on."),
+    "sync_already_paused": (
+        "{name!r} is paused already.",
+        "POST /v1/vector-tables/{id}/sync/resume goes on (`walvec resume {name}`).",
+    ),
     "sync_not_paused": ("{name!r} is not paused; it is {state}.", ""),
     "swap_in_progress": (
         "the new generation of {name!r} is taking the old one's place at this moment.",

@@ -46,6 +46,14 @@ _FILTERS: dict[str, FilterType] = {
     "timestamp without time zone": "datetime",
     "timestamp with time zone": "datetime",
 }
+_FITTING: dict[FilterType, tuple[FilterType, ...]] = {
+    "integer": ("integer", "float", "keyword"),
+    "float": ("float", "integer", "keyword"),
+    "boolean": ("boolean", "keyword"),
+    "datetime": ("datetime", "keyword"),
+    "keyword": ("keyword",),
+}
+"""What a column of such a type can be compared as."""
 
 
 def new_id(prefix: str) -> str:
@@ -185,9 +193,15 @@ def _textless(column: TableColumn) -> bool:
 def _filter_type(spec: ColumnSpec, column: TableColumn) -> FilterType | None:
     if spec.role == "embedding":
         return spec.filter_type
-    if spec.filter_type is not None:
-        return spec.filter_type
-    return _FILTERS.get(column.base_type, "keyword")
+    own = _FILTERS.get(column.base_type, "keyword")
+    if spec.filter_type is None:
+        return own
+    if spec.filter_type not in _FITTING[own]:
+        raise DefinitionError(
+            f"column {spec.name!r} has type {column.type}, which no filter of type {spec.filter_type} can compare.",
+            f"Its filter_type is one of: {', '.join(_FITTING[own])}.",
+        )
+    return spec.filter_type
 
 
 def _key(request: VectorTableSpec, found: SourceTable) -> tuple[str, ...]:
@@ -213,7 +227,9 @@ def _key(request: VectorTableSpec, found: SourceTable) -> tuple[str, ...]:
     raise DefinitionError(
         f"({', '.join(names)}) is not a key of {_qualified(found)}: it needs a unique index over NOT NULL columns, "
         "neither partial nor deferrable.",
-        f"Its keys are {_spelled(usable)}." if usable else f"ALTER TABLE {_qualified(found)} ADD PRIMARY KEY (…);",
+        f"Its keys are {_spelled(usable)}; primary_key_column takes one name or a list of them."
+        if usable
+        else f"ALTER TABLE {_qualified(found)} ADD PRIMARY KEY (…);",
     )
 
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 
@@ -604,25 +604,21 @@ def test_apply_again_changes_nothing(world: World) -> None:
     assert world.paid() == paid
 
 
-def test_an_environment_has_views_of_its_own(tmp_path: Path, world: World) -> None:
-    walvec = Walvec(
-        tmp_path,
-        control=world.store,
-        store=world.store,
-        env={"WALVEC_ENVIRONMENT": "staging", "WALVEC_LOG__KIND": "local"},
-    )
+def test_an_environment_has_views_of_its_own(world: World) -> None:
+    walvec, staging = world.walvec, ("--environment", "staging")
+    httpx.post(f"{walvec.url}/v1/environments", json={"name": "staging"}).raise_for_status()
     table = {"name": "plain", "connection": "source", "embedding_provider": "local", "source_table": "halves"}
-    walvec.start(walvec.definitions(document(world.source, {**table, "columns": list(TITLE_BODY)})))
-    try:
-        world.run("INSERT INTO halves VALUES (701, 'both', 'of them', 1)")
-        walvec.drain()
-        world.equal("halves")
-        with psycopg.connect(world.store) as c:
-            rows = c.execute("SELECT id, embedded_text FROM walvec_staging.plain WHERE id > 700").fetchall()
-            assert rows == [(701, "T: both\nof them")]
-            prod = c.execute("SELECT count(*) FROM walvec.plain WHERE id = 701").fetchone()
-            assert prod == (0,)
-        assert [t["name"] for t in walvec.json("status")["tables"]] == ["plain"]
-    finally:
-        assert walvec.stop() == 0
-    assert len(world.walvec.json("status")["tables"]) == len(CASES)
+    content = document(world.source, {**table, "columns": list(TITLE_BODY)})
+    done = walvec.run("apply", "-f", str(walvec.definitions(content)), *staging)
+    assert done.returncode == 0, done.stderr
+    world.run("INSERT INTO halves VALUES (701, 'both', 'of them', 1)")
+    walvec.drain(*staging)
+    walvec.drain()
+    world.equal("halves")
+    with psycopg.connect(world.store) as c:
+        rows = c.execute("SELECT id, embedded_text FROM walvec_staging.plain WHERE id > 700").fetchall()
+        assert rows == [(701, "T: both\nof them")]
+        prod = c.execute("SELECT count(*) FROM walvec.plain WHERE id = 701").fetchone()
+        assert prod == (0,)
+    assert [t["name"] for t in walvec.json("status", *staging)["tables"]] == ["plain"]
+    assert len(walvec.json("status")["tables"]) == len(CASES)

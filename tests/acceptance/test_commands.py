@@ -326,10 +326,12 @@ def test_apply_changes_what_may_change_and_refuses_the_rest(shop: Shop) -> None:
     (table,) = [d for d in found["differences"] if d["kind"] == "vector_table"]
     assert table["action"] == "changed"
     assert shop.sql("SELECT count(in_stock) > 0 FROM walvec.items", at=shop.store) == [(True,)]
-    changed["vector_tables"][0]["columns"][0]["name_prefix"] = "Name: "
+    shop.sql("CREATE TABLE other_items (LIKE items INCLUDING ALL)")
+    changed["vector_tables"][0]["source_table"] = "other_items"
     error = shop.apply(changed, code=1)["error"]
-    assert "columns" in error["message"]
+    assert "source_table" in error["message"]
     assert "new name" in error["resolution"]
+    shop.sql("DROP TABLE other_items")
     shop.apply(document(shop.source))
     shop.equal()
 
@@ -465,7 +467,7 @@ def test_dead_letters_of_a_table_without_any(shop: Shop) -> None:
         ("GET", "/v1/vector-tables/vt_0000000000000000", None, 404),
         ("GET", "/v1/vector-tables/items'%20OR%201=1", None, 404),
         ("GET", "/v1/vector-tables/..%2f..%2fetc", None, 404),
-        ("GET", "/v1/vector-tables/%00", None, 404),
+        ("GET", "/v1/vector-tables/%00", None, 422),
         ("GET", "/v1/connections/nope", None, 404),
         ("DELETE", "/v1/connections/nope", None, 404),
         ("DELETE", "/v1/connections/source", None, 409),

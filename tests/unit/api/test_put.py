@@ -220,3 +220,16 @@ async def test_a_backfill_that_was_cancelled_leaves_no_error(world: World) -> No
     assert (await world.ask("POST", f"/v1/tasks/{task['id']}/cancel"))["last_error"]
     status = await world.ask("GET", f"{world.path}/sync/status")
     assert (status["sync_status"], status["last_error"]) == ("synced", None)
+
+
+@pytest.mark.parametrize(
+    ("column", "filter_type"),
+    [("name", "integer"), ("name", "datetime"), ("in_stock", "float"), ("seen", "boolean"), ("price", "boolean")],
+)
+async def test_a_filter_that_could_compare_nothing_is_refused(world: World, column: str, filter_type: str) -> None:
+    table = await world.ready()
+    columns = [*COLUMNS[:2], {"name": column, "role": "metadata", "filter_type": filter_type}]
+    error = await world.ask("PUT", f"/v1/vector-tables/{table.id}", {"columns": columns}, status=422)
+    assert column in error["error"]["message"]
+    assert filter_type in error["error"]["message"]
+    assert "filter_type is one of" in error["error"]["resolution"]
