@@ -11,6 +11,7 @@ import pytest
 from tests.contract.test_control import GENERATION, LOCAL, PRODUCTS, SHOP
 from tests.plugins.eventually import eventually
 from walvec.contracts.errors import ConfigError, Conflict, ControlUnavailable, NotFound
+from walvec.definitions.model import Snapshot
 from walvec.definitions.postgres import ControlDatabase, open_control
 from walvec.definitions.schema import migrations
 
@@ -223,4 +224,30 @@ async def test_removals_in_hand_leave_sessions_to_others(postgres: Any) -> None:
         await asyncio.gather(*holding)
     assert held == len(ids)
     assert await control.removals.open() == []
+    await control.close()
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_a_version_is_asked_again_when_its_session_ends(postgres: Any, busy: bool) -> None:
+    """However the session ends, between two questions or in the middle of one, nobody waits for ever."""
+    control = await opened(postgres)
+    ended = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    for _ in range(10):
+        asking = [asyncio.create_task(control.definitions.snapshot()) for _ in range(5 if busy else 0)]
+        await asyncio.to_thread(postgres.execute, ended)
+        async with asyncio.timeout(10):
+            for found in await asyncio.gather(*asking, return_exceptions=True):
+                assert isinstance(found, Snapshot | ControlUnavailable), found
+
+        async def answers() -> bool:
+            try:
+                async with asyncio.timeout(10):
+                    return (await control.definitions.snapshot()).version > 0
+            except ControlUnavailable:
+                return False  # the new session was ended too
+
+        await eventually(answers)
     await control.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable
 from logging import getLogger
 from pathlib import Path
 from typing import Annotated
@@ -94,22 +93,12 @@ def start(role: str, file: Path | None) -> Settings:
 def _run_role(role: str, file: Path | None) -> None:
     settings = start(role, file)
     try:
-        with asyncio.Runner(loop_factory=_loop_of(role)) as runner:
-            runner.run(lifecycle.run_until_signal(lambda stop: roles.run_role(role, settings, stop)))
+        asyncio.run(lifecycle.run_until_signal(lambda stop: roles.run_role(role, settings, stop)))
     except (ConfigError, LogDamaged) as error:
         if not lifecycle.supervised():
             raise
         typer.echo(f"walvec {role}: {logging.redact(str(error))}", err=True)
         sys.exit(roles.EXIT_CONFIG if isinstance(error, ConfigError) else roles.EXIT_DAMAGED)
-
-
-def _loop_of(role: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Of many small requests the loop itself is a large part; other roles have few and large pieces of work."""
-    if role != "api":
-        return None
-    import uvloop
-
-    return uvloop.new_event_loop
 
 
 @app.command()

@@ -20,7 +20,9 @@ _GOOD = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
 
 
 class Asker:
-    """Of one session, beside psycopg's own use of it. Lives on the event loop of its first question."""
+    """Of one session, beside psycopg's own use of it. Lives on the event loop of its first question, which must wake a
+    reader whose socket has failed, as asyncio's own does (uvloop tells its exception handler alone: who waits would
+    wait for ever)."""
 
     def __init__(self, conn: AsyncConnection[Any]) -> None:
         self._conn = conn
