@@ -96,6 +96,7 @@ class Worker:
                     self._ending = True
                     await self._drain()
                 finally:
+                    self._ending = True  # a group that is being ended takes no more tasks
                     for task in beside:
                         task.cancel()
                 # what still waits for a provider is given up: its offsets are not committed

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tests.plugins.embedder_world import World, change, key, vector_table
 from tests.plugins.eventually import eventually
 from tests.plugins.openai_server import OpenAIServer
 from walvec.contracts import wire
+from walvec.contracts.errors import NotFound
 from walvec.transport.records import Record, StoredRecord, changes_topic, dead_topic
 
 
@@ -255,6 +257,47 @@ async def test_restart_on_loss_of_what_was_parked(
     [task] = await world.control.tasks.open_tasks([world.table.id])
     assert (task.task_type, task.params["sweep"]) == ("rebackfill", True)
     assert "were not kept" in str(task.params["reason"])
+
+
+async def test_a_worker_that_fails_begins_nothing_of_what_is_parked(
+    world: World, openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with batches in hand and others parked; the next one does all of them."""
+    openai_server.faults.status, openai_server.faults.code = 429, "insufficient_quota"
+    world.settings.embedder.batch_records = 5
+    world.settings.embedder.max_batches = 1
+    await world.define()
+    failing, failed, consumers, unheard = asyncio.Event(), asyncio.Event(), world.log.consumer, list[str]()
+
+    def consumer(*args: Any) -> Any:
+        made = consumers(*args)
+        poll = made.poll
+
+        async def once(**more: Any) -> Any:
+            if failing.is_set() and not failed.is_set():
+                failed.set()
+                raise NotFound("There is no such topic.")
+            return await poll(**more)
+
+        monkeypatch.setattr(made, "poll", once)
+        return made
+
+    monkeypatch.setattr(world.log, "consumer", consumer)
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: unheard.append(str(told)))
+    async with world.running():
+        await world.put(*(change(i, 10 + i, f"text {i}") for i in range(40)))
+        await world.put(change(1, 100, op="d"))
+
+        async def read_on() -> bool:
+            return bool(await world.outputs())  # what is before it is parked
+
+        await eventually(read_on)
+        failing.set()
+        await eventually(failed.is_set)
+        openai_server.faults.status = 0
+        await world.drained()
+    assert unheard == []
+    assert openai_server.stats.texts == 40
 
 
 async def test_a_mended_provider_definition_is_used_at_once(world: World, openai_server: OpenAIServer) -> None:
