@@ -235,23 +235,30 @@ async def publish(session: Session, publication: str, table: TableName, state: S
 
 async def unpublish(session: Session, publication: str, wanted: Iterable[TableName]) -> None:
     """Drops the tables that nobody wants any more, so that the server sends them no longer."""
-    present = await _rows(
+    keep = set(wanted)
+    for schema, name in await _members(session, publication):
+        if (schema, name) not in keep:
+            statement = sql.SQL("ALTER PUBLICATION {} DROP TABLE ONLY {}")
+            try:
+                await _run(session, statement.format(sql.Identifier(publication), sql.Identifier(schema, name)))
+            except WalvecError as e:
+                if (schema, name) not in await _members(session, publication):
+                    continue  # another process was faster: the reader and a removal both see to it
+                raise SourceRejected(
+                    f"{schema}.{name} cannot be taken out of {publication}: {e.message}", e.cure
+                ) from e
+
+
+async def _members(session: Session, publication: str) -> set[tuple[str, str]]:
+    """Schema and name of the tables that it names."""
+    found = await _rows(
         session,
         "SELECT n.nspname::text, c.relname::text FROM pg_publication_rel r"
         " JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid"
         " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = %s",
         publication,
     )
-    keep = set(wanted)
-    for schema, name in present:
-        if (schema, name) not in keep:
-            statement = sql.SQL("ALTER PUBLICATION {} DROP TABLE ONLY {}")
-            try:
-                await _run(session, statement.format(sql.Identifier(publication), sql.Identifier(schema, name)))
-            except WalvecError as e:
-                raise SourceRejected(
-                    f"{schema}.{name} cannot be taken out of {publication}: {e.message}", e.cure
-                ) from e
+    return {(schema, name) for schema, name in found}
 
 
 async def transaction_id(session: Session) -> int:

@@ -645,3 +645,25 @@ async def test_a_crash_while_a_publication_is_repaired_finds_the_loss_again(
     async with w.reading():
         await w.routed(table)
         assert len(await reasons(w, table)) == 1
+
+
+async def test_a_table_that_somebody_else_took_out_is_out(
+    postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader and a removal both take it out of the publication: the slower one finds it done."""
+    postgres.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)")
+    postgres.execute("CREATE PUBLICATION p FOR TABLE a")
+    session = await open_session(postgres.dsn)
+    now, looks = slots._members, 0
+
+    async def late(*arguments: Any) -> set[tuple[str, str]]:
+        nonlocal looks
+        looks += 1
+        return {("public", "a"), ("public", "b")} if looks == 1 else await now(*arguments)
+
+    monkeypatch.setattr(slots, "_members", late)
+    try:
+        await slots.unpublish(session, "p", [])
+        assert await now(session, "p") == set()
+    finally:
+        await session.close()
