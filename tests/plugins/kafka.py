@@ -271,10 +271,19 @@ class KafkaCluster:
         factor = replication or min(3, self.nodes)
         for done in self.admin.create_topics([NewTopic(name, partitions, factor, config=properties)]).values():
             done.result(30)
+        self._told(name, there=True)
 
     def delete_topic(self, name: str) -> None:
         for done in self.admin.delete_topics([name]).values():
             done.result(30)
+        self._told(name, there=False)
+
+    def _told(self, name: str, *, there: bool) -> None:
+        """The controller has decided; the brokers' own view of the topics follows a moment later."""
+        until = time.monotonic() + 30
+        while (name in self.topics()) is not there:
+            assert time.monotonic() < until, f"the brokers do not hear of {name}"
+            time.sleep(0.02)
 
     def topics(self) -> set[str]:
         return set(self.admin.list_topics(timeout=30).topics)
