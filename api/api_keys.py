@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 
 from api.pages import made, page
@@ -12,8 +10,8 @@ from api.problems import Problem
 from api.responses import Json
 from api.schemas import Body, Name
 from api.services import Use
-from walvec.definitions.model import ApiKey, Permission
-from walvec.definitions.tenancy import new_key
+from walvec.definitions.model import Permission
+from walvec.definitions.tenancy import new_key, shown
 
 router = APIRouter(prefix="/v1", tags=["API keys"])
 
@@ -31,7 +29,7 @@ async def create(body: NewKey, services: Use) -> Json:
     token, made = new_key(services.organization, body.name, body.permission, asked_by)
     await services.control.accounts.create_key(made)
     stored = (await services.account()).api_keys[made.id]
-    return Json({"key": token, "api_key": shape(stored)}, status_code=201)
+    return Json({"key": token, "api_key": shown(stored)}, status_code=201)
 
 
 @router.get("/api-keys")
@@ -39,7 +37,7 @@ async def listed(services: Use, limit: Limit = 20, cursor: Cursor = None) -> Jso
     """Revoked ones too."""
     found = (await services.account()).api_keys.values()
     some, pagination = page(found, limit, cursor, made)
-    return Json({"data": [shape(k) for k in some], "pagination": pagination})
+    return Json({"data": [shown(k) for k in some], "pagination": pagination})
 
 
 @router.delete("/api-keys/{key_id}", status_code=204)
@@ -48,16 +46,3 @@ async def revoke(key_id: str, services: Use) -> None:
     if key_id not in (await services.account()).api_keys:
         raise Problem(404, "api_key_not_found", "the API key does not exist.", "GET /v1/api-keys lists them.")
     await services.control.accounts.revoke_key(key_id)
-
-
-def shape(k: ApiKey) -> dict[str, Any]:
-    return {
-        "id": k.id,
-        "org_id": k.org_id,
-        "name": k.name,
-        "key_prefix": k.prefix,
-        "permission": k.permission,
-        "created_by": k.created_by,
-        "created_at": k.created_at,
-        "revoked_at": k.revoked_at,
-    }

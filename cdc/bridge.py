@@ -20,7 +20,6 @@ from cdc.catalog import leaves_and_enums
 from cdc.debezium_order import Bases, Lives
 from cdc.encoder import TablePlan
 from cdc.oversized import FittingProducer
-from cdc.parts import within
 from cdc.session import open_session, source_errors
 from cdc.stream import Stream
 from cdc.topics import Topics
@@ -37,6 +36,7 @@ from walvec.definitions.model import BridgeProgress, TopicSource, VectorTable
 from walvec.definitions.oversized import bury
 from walvec.definitions.ports import Control
 from walvec.definitions.rebackfill import go_on_after, read_again
+from walvec.runtime import lifecycle
 from walvec.runtime.retry import persistently
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Consumer, Log
@@ -110,7 +110,7 @@ class Bridge:
                 self._stream.stop()
             if failures:
                 pause = min(0.1 * 2.0**failures, _LONGEST_SECONDS) * random.uniform(0.5, 1.0)
-                await within(stop, pause)
+                await lifecycle.pause(stop, pause)
 
     # ------------------------------------------------------------------ one session
 

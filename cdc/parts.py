@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
+from walvec.runtime.lifecycle import pause
+
 logger = logging.getLogger(__name__)
 
 _RESTART_SECONDS = 2.0
@@ -37,13 +39,4 @@ async def serve(make: Callable[[], Sequence[Part] | None], stop: asyncio.Event, 
                     extra={"action": "part_failed", **subject},
                     exc_info=result,
                 )
-        await within(stop, _RESTART_SECONDS)
-
-
-async def within(stop: asyncio.Event, seconds: float) -> None:
-    """Waits for `stop`, at most so long."""
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        return
+        await pause(stop, _RESTART_SECONDS)

@@ -18,7 +18,6 @@ from cdc import slots
 from cdc.assembler import Assembler
 from cdc.gate import Decision, Identity, decide, parse_history
 from cdc.losses import highest_logged
-from cdc.parts import within
 from cdc.replication import Replication
 from cdc.routes import Routes
 from cdc.session import Session, open_session
@@ -37,6 +36,7 @@ from walvec.contracts.position import format_lsn
 from walvec.definitions.model import Connection, SourceProgress, VectorTable
 from walvec.definitions.ports import Control
 from walvec.definitions.rebackfill import read_again
+from walvec.runtime import lifecycle
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
 
@@ -103,7 +103,7 @@ class Reader:
             finally:
                 self._stream.stop()
             if pause:
-                await within(stop, pause)
+                await lifecycle.pause(stop, pause)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -20,7 +20,7 @@ from walvec.definitions.model import DEFAULT_ORGANIZATION, ApiKey, Permission, S
 from walvec.definitions.ports import Control
 from walvec.definitions.rotation import rotate
 from walvec.definitions.secrets import Secrets
-from walvec.definitions.tenancy import new_key
+from walvec.definitions.tenancy import new_key, shown
 from walvec.runtime import config, logging
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
 from walvec.runtime.lock import DataDirectoryLock
@@ -69,7 +69,7 @@ def create(
         return token, (await control.definitions.snapshot()).api_keys[made.id]
 
     token, made = _on_control(file, work)
-    typer.echo(render.dump({"key": token, "api_key": _shape(made)}) if as_json else token)
+    typer.echo(render.dump({"key": token, "api_key": shown(made)}) if as_json else token)
     if not as_json:
         typer.echo(f"{made.id}: {made.permission} key {made.name!r}. It is not shown again.", err=True)
 
@@ -84,7 +84,7 @@ def listed(file: ConfigFile = None, as_json: AsJson = False) -> None:
     now = _on_control(file, work)
     found = list(now.api_keys.values())
     if as_json:
-        typer.echo(render.dump({"data": [_shape(k) for k in found]}))
+        typer.echo(render.dump({"data": [shown(k) for k in found]}))
         return
     for k in found:
         state = f"revoked {k.revoked_at}" if k.revoked_at else "in force"
@@ -105,7 +105,7 @@ def revoke(
         return (await control.definitions.snapshot()).api_keys[key_id]
 
     found = _on_control(file, work)
-    typer.echo(render.dump({"api_key": _shape(found)}) if as_json else f"{found.id} is revoked.")
+    typer.echo(render.dump({"api_key": shown(found)}) if as_json else f"{found.id} is revoked.")
 
 
 @secrets.command("rotate")
@@ -174,16 +174,3 @@ def _reachable(settings: Settings) -> Iterator[tuple[Settings, str]]:
             settings = roles.with_embedded(settings)
         assert settings.control_database.url is not None
         yield settings, settings.control_database.url.get_secret_value()
-
-
-def _shape(k: ApiKey) -> dict[str, Any]:
-    return {
-        "id": k.id,
-        "org_id": k.org_id,
-        "name": k.name,
-        "key_prefix": k.prefix,
-        "permission": k.permission,
-        "created_by": k.created_by,
-        "created_at": k.created_at,
-        "revoked_at": k.revoked_at,
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from typing import Any
 
 from walvec.definitions.model import (
     DEFAULT_ORGANIZATION,
@@ -54,3 +55,17 @@ def digest(token: str) -> bytes:
 
 def _id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(8)}"
+
+
+def shown(k: ApiKey) -> dict[str, Any]:
+    """What is told of a key: all but the hash."""
+    return {
+        "id": k.id,
+        "org_id": k.org_id,
+        "name": k.name,
+        "key_prefix": k.prefix,
+        "permission": k.permission,
+        "created_by": k.created_by,
+        "created_at": k.created_at,
+        "revoked_at": k.revoked_at,
+    }
