@@ -24,7 +24,8 @@ Fact = Literal[
 ]  # fmt: skip
 """building: a generation is to take the active one's place; stalled: it gave up. previous: one is kept for a rollback.
 asked: for a backfill, ever. readable: there are vectors, or they are on their way. open: a backfill is. busy: one is,
-and a client asked for it. paused: also below an error. lossy: the error is one after which everything is read again."""
+or is read and to be shown, and a client asked for it. paused: also below an error. lossy: the error is one after
+which everything is read again."""
 Layer = tuple[Literal["error", "paused", "blocked", "building", "active"], SyncStatus]
 
 BACKFILLS = ("backfill", "rebackfill")
@@ -152,7 +153,8 @@ def facts_of(table: VectorTable, tasks: Sequence[Task]) -> frozenset[Fact]:
     if building is None:
         busy = bool(open_tasks)
     else:
-        busy = bool(own and own.params.get("asked")) or (own is None and building.filled)
+        read = own if own is not None or not building.filled else _newest(tasks, building.number)
+        busy = bool(read and read.params.get("asked"))
     asked = any(t.task_type in BACKFILLS for t in tasks)
     found: dict[Fact, bool] = {
         "building": building is not None,

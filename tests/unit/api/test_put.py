@@ -38,6 +38,29 @@ async def test_other_columns_build_a_generation_and_the_old_one_serves(world: Wo
     assert now["generations"]["previous"]["kept_until"] == "2999-01-01T00:00:00Z"
 
 
+async def test_asking_for_what_has_been_read_meanwhile_is_no_second_backfill(world: World) -> None:
+    """A small table's rows are read before the client, as the guide tells it, has asked for the rebackfill."""
+    await synced(world)
+    await world.ask("PUT", world.path, {"columns": OTHER})
+    (task,) = await world.control.tasks.open_tasks([world.table.id])
+    await world.built()
+    asked = await world.ask("POST", f"{world.path}/backfill")
+    assert (asked["task_id"], asked["task_type"]) == (task.id, "rebackfill")
+    assert await world.control.tasks.open_tasks([world.table.id]) == []
+
+
+async def test_a_second_backfill_is_refused_until_the_first_ones_generation_serves(world: World) -> None:
+    await synced(world)
+    await world.ask("PUT", world.path, {"columns": OTHER})
+    await world.ask("POST", f"{world.path}/backfill")
+    await world.ask("POST", f"{world.path}/backfill", status=409)
+    await world.built()
+    refused = await world.ask("POST", f"{world.path}/backfill", status=409)
+    assert refused["error"]["code"] == "backfill_in_progress"
+    await world.swapped()
+    assert (await world.ask("POST", f"{world.path}/backfill"))["task_type"] == "rebackfill"
+
+
 @pytest.mark.parametrize(
     "body",
     [
