@@ -32,15 +32,16 @@ from api import (
     waits,
 )
 from api.access import Access, Caller, is_loopback, keys_of
-from api.bodies import Bodies
+from api.bodies import Bodies, BodyReader
 from api.fast_query import FastQuery
 from api.freshness import Freshness
 from api.idempotency import Idempotency
-from api.rate_limit import RateLimit
+from api.rate_limit import Rate, RateLimit
 from api.requests import Requests, Unexpected
 from api.services import Services
 from walvec import __version__
 from walvec.contracts.errors import WalvecError
+from walvec.definitions.ports import Definitions
 from walvec.runtime.lifecycle import OWN_KEY
 
 _OPEN = ("/health", "/docs", "/openapi.json", "/errors")
@@ -76,13 +77,16 @@ def create_app(services: Services) -> FastAPI:
     docs.install(app)
     openapi.install(app)
     # from the innermost to the outermost
-    api = services.settings.api
-    app.add_middleware(FastQuery, services=services, freshness=freshness)
+    settings = services.settings
+    access = Access(keys_of(settings), is_loopback(settings.api.host), settings.environment, os.environ.get(OWN_KEY))
+    rate = Rate(services.control.permits, settings.api.rate_limit)
+    reader = BodyReader(settings.api)
     app.add_middleware(Unexpected)
     app.add_middleware(Idempotency, answers=services.control.answers)
-    app.add_middleware(Bodies, settings=api)
-    app.add_middleware(RateLimit, permits=services.control.permits, rate=api.rate_limit)
-    app.add_middleware(Gate, services=services)
+    app.add_middleware(Bodies, reader=reader)
+    app.add_middleware(RateLimit, rate=rate)
+    app.add_middleware(Gate, definitions=services.control.definitions, access=access)
+    app.add_middleware(FastQuery, services=services, freshness=freshness, access=access, rate=rate, reader=reader)
     app.add_middleware(Requests)
     return app
 
@@ -90,13 +94,10 @@ def create_app(services: Services) -> FastAPI:
 class Gate:
     """Finds out who asks. Plain ASGI, so that streams and hang-ups pass through."""
 
-    def __init__(self, app: ASGIApp, services: Services) -> None:
+    def __init__(self, app: ASGIApp, definitions: Definitions, access: Access) -> None:
         self._app = app
-        self._definitions = services.control.definitions
-        settings = services.settings
-        self._access = Access(
-            keys_of(settings), is_loopback(settings.api.host), settings.environment, os.environ.get(OWN_KEY)
-        )
+        self._definitions = definitions
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -29,20 +29,12 @@ router = APIRouter(prefix="/v1", tags=["query"])
 async def query(table_id: str, body: Query, services: Use, request: Request) -> Response:
     """Also while another generation is built, while the table is paused, backfilling or in error."""
     seen: Snapshot | None = getattr(request.state, "snapshot", None)
-    snapshot = seen if seen is not None else await services.control.definitions.snapshot()
-    return await answered(services, request.app.state.freshness, snapshot, table_id, body)
-
-
-async def answered(
-    services: Services, freshness: Freshness, snapshot: Snapshot, table_id: str, body: Query
-) -> Response:
-    """`snapshot`: all definitions, as stored since the request came. Raises WalvecError."""
-    own = services.own(snapshot)
+    own = services.own(seen) if seen is not None else await services.snapshot()
     table = find_table(own, table_id)
     while True:
         try:
-            return Json(await _answer(services, freshness, own, table, body))
-        except (StoreRejected, _Overtaken):
+            return Json(await answer(services, request.app.state.freshness, own, table, body))
+        except (StoreRejected, Overtaken):
             # a swap that keeps nothing, or a deletion, may have removed the generation since the look
             own = await services.snapshot()
             again = find_table(own, table.id)
@@ -51,13 +43,14 @@ async def answered(
             table = again
 
 
-class _Overtaken(Exception):
+class Overtaken(Exception):
     """Another generation has become the active one: of this one nothing is promised any more."""
 
 
-async def _answer(
+async def answer(
     services: Services, freshness: Freshness, snapshot: Snapshot, table: VectorTable, body: Query
 ) -> dict[str, Any]:
+    """Raises WalvecError; StoreRejected also where the generation is gone, Overtaken where another is shown by now."""
     generation = table.active
     if not table.backfilled:
         await _begun(services, table)
@@ -76,7 +69,7 @@ async def _answer(
         vector = await services.models.embed_query(provider, generation, body.query)
     fresh = await freshness.of(services, table)  # before the search: what it promises is found
     if fresh.generation > generation.number:
-        raise _Overtaken
+        raise Overtaken
     hits = await services.store.search(
         table,
         generation,

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from limits import RateLimitItem, parse
@@ -153,39 +153,69 @@ def wait(lease: Lease, limit: int, seconds: int) -> float:
     return rest + max(0.0, seconds * (1 - (limit - 1) / lease.current)) if lease.current else rest
 
 
-class RateLimit:
-    """Asked after the door: the count belongs to whoever was let in."""
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """What a request is told of its organization's count. `again`: where it is refused, when there can be one."""
 
-    def __init__(self, app: ASGIApp, permits: Permits, rate: str) -> None:
-        self._app = app
+    admitted: bool
+    headers: Sequence[tuple[bytes, bytes]]
+    again: float
+
+
+class Rate:
+    """`rate`: as `limits` writes it, "600/minute"; "none" counts nothing."""
+
+    def __init__(self, permits: Permits, rate: str) -> None:
         self._item: RateLimitItem | None = None if rate == "none" else parse(rate)
         self._storage = LeasedPermits(permits)
         self._limiter = SlidingWindowCounterRateLimiter(self._storage)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller = scope.get("state", {}).get("caller")
-        if self._item is None or caller is None or not scope["path"].startswith("/v1"):
-            await self._app(scope, receive, send)
-            return
-        item, organization = self._item, caller.organization.id
+    async def take(self, organization: str) -> Permit | None:
+        """None: nobody counts."""
+        item = self._item
+        if item is None:
+            return None
         admitted = await self._limiter.hit(item, organization)
         stats = await self._limiter.get_window_stats(item, organization)
         again = self._storage.retry_after(item.key_for(organization))
         reset = time.time() + again if not admitted else stats.reset_time
-        told = [
-            (b"x-ratelimit-limit", str(item.amount).encode()),
-            (b"x-ratelimit-remaining", str(stats.remaining if admitted else 0).encode()),
-            (b"x-ratelimit-reset", str(math.ceil(reset)).encode()),
-        ]
+        headers = (
+            (b"x-ratelimit-limit", b"%d" % item.amount),
+            (b"x-ratelimit-remaining", b"%d" % (stats.remaining if admitted else 0)),
+            (b"x-ratelimit-reset", b"%d" % math.ceil(reset)),
+        )
+        return Permit(admitted, headers, again)
+
+    @property
+    def spelled(self) -> str:
+        return f"{self._item.amount} requests in {self._item.get_expiry()} seconds" if self._item else "any"
+
+
+class RateLimit:
+    """Asked after the door: the count belongs to whoever was let in. The state's `permit`: it was asked before."""
+
+    def __init__(self, app: ASGIApp, rate: Rate) -> None:
+        self._app = app
+        self._rate = rate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = scope.get("state", {})
+        caller = state.get("caller")
+        if caller is None or not scope["path"].startswith("/v1"):
+            await self._app(scope, receive, send)
+            return
+        permit = state["permit"] if "permit" in state else await self._rate.take(caller.organization.id)
+        if permit is None:
+            await self._app(scope, receive, send)
+            return
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message.setdefault("headers", []).extend(told)
+                message.setdefault("headers", []).extend(permit.headers)
             await send(message)
 
-        if admitted:
+        if permit.admitted:
             await self._app(scope, receive, counted)
             return
-        request = Request(scope)
-        many = f"more than {item.amount} requests in {item.get_expiry()} seconds."
-        await problems.known(request, "rate_limit_exceeded", many, again)(scope, receive, counted)
+        many = f"more than {self._rate.spelled}."
+        await problems.known(Request(scope), "rate_limit_exceeded", many, permit.again)(scope, receive, counted)

@@ -11,6 +11,7 @@ import re
 import time
 
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
@@ -75,7 +76,7 @@ def _log(scope: Scope, status: int, began: float) -> None:
 
 
 class Unexpected:
-    """The innermost: an exception that nobody knows becomes a 500 that tells nothing of it; the log has it."""
+    """The innermost: an exception that nobody knows becomes an answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -94,7 +95,13 @@ class Unexpected:
         try:
             await self._app(scope, receive, watched)
         except Exception:
-            logger.exception("a request failed in an unexpected way", extra={"action": "request_failed"})
+            answer = unexpected(scope)
             if started:
                 raise  # half an answer is out: only breaking it off says so
-            await problems.known(Request(scope), "internal_error")(scope, receive, send)
+            await answer(scope, receive, send)
+
+
+def unexpected(scope: Scope) -> Response:
+    """Of the exception in hand: a 500 that tells nothing of it; the log has it."""
+    logger.exception("a request failed in an unexpected way", extra={"action": "request_failed"})
+    return problems.known(Request(scope), "internal_error")

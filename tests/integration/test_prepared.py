@@ -116,10 +116,10 @@ async def test_the_version_is_never_older_than_the_call(
         return found
 
     monkeypatch.setattr(Asker, "ask", late)
-    early = asyncio.create_task(pool.version())
+    early = pool.version()
     await answered.wait()
     postgres.execute("UPDATE walvec_control.installation SET version = version + 1")
-    later = [asyncio.create_task(pool.version()) for _ in range(5)]
+    later = [pool.version() for _ in range(5)]
     await asyncio.sleep(0)
     released.set()
     assert await early == before
@@ -136,7 +136,7 @@ async def test_who_gives_up_takes_the_version_from_nobody_and_a_lost_session_is_
     pool = Pool(postgres.dsn, "")
     version = await pool.version()
     for _ in range(20):
-        asking = [asyncio.create_task(pool.version()) for _ in range(6)]
+        asking = [pool.version() for _ in range(6)]
         await asyncio.sleep(0)
         for task in asking[::2]:
             task.cancel()

@@ -162,15 +162,16 @@ class Pool:
                 await self._asked[0].close()
         await self._pool.close()
 
-    async def version(self) -> int:
+    def version(self) -> asyncio.Future[int]:
         """The version now, on a session kept for it: a query must not pay for a transaction. Exact: whatever was
         committed before the call is in it. Who calls while one is asked for shares the next one with all who do: it
-        is sent after they called."""
+        is sent after they called. It is asked for from the call on; who does not await it leaves nothing behind."""
         question = self._question
         if question is None:
             question = self._question = asyncio.create_task(self._ask())
-            question.add_done_callback(_heard)
-        return await asyncio.shield(question)  # one who is cancelled takes it from nobody else
+        told = asyncio.shield(question)  # one who is cancelled takes it from nobody else
+        told.add_done_callback(_heard)
+        return told
 
     async def _ask(self) -> int:
         async with self._asking:
@@ -246,7 +247,7 @@ async def _version(asker: Asker) -> int:
     return int(found)
 
 
-def _heard(question: asyncio.Task[int]) -> None:
+def _heard(question: asyncio.Future[int]) -> None:
     """Also where nobody waits any more."""
     if not question.cancelled():
         question.exception()

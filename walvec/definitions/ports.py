@@ -5,7 +5,8 @@ All methods raise ControlUnavailable when the database cannot be reached, NotFou
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from asyncio import Future
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -69,9 +70,10 @@ class TableStates(Protocol):
         treated like every active one.
         """
 
-    async def begin_swap(self, table_id: str, generation: int) -> bool:
+    async def begin_swap(self, table_id: str, generation: int, *, fills: int) -> bool:
         """True when nothing else may become of it from now on than the active one (also when that was so before).
-        False: rows or indexes are still missing, it is read again, or it is not built any more."""
+        False: rows or indexes are still missing, it is read again, was read again since its `fills` was that, or it is
+        not built any more."""
 
     async def undo_swap(self, table_id: str, generation: int, reason: str) -> None:
         """The store refuses to show it: it is stalled, the active one goes on."""
@@ -224,6 +226,14 @@ class Definitions(Protocol):
     async def snapshot(self) -> Snapshot:
         """As stored now, exactly; one short question where nothing moved."""
 
+    @property
+    def known(self) -> Snapshot | None:
+        """As this process has last read it, without asking. It may have moved since: `version` tells."""
+
+    def version(self) -> Future[int]:
+        """That of what is stored now: whatever was committed before the call is in it. It is asked for from the call
+        on, awaited or not. Raises ControlUnavailable (where it is awaited)."""
+
     async def put_connection(self, connection: Connection) -> None: ...
 
     async def put_provider(self, provider: EmbeddingProvider) -> None: ...
@@ -234,6 +244,12 @@ class Definitions(Protocol):
         methods change it, so that a slow writer of definitions never takes back what a role wrote meanwhile. Raises
         Conflict when another table has the name, NotFound for its connection or provider, PreconditionFailed when the
         definition has another `revisions.etag`."""
+
+    def making(self, table: VectorTable) -> AbstractAsyncContextManager[Callable[[], Awaitable[None]]]:
+        """Held by whoever makes a new vector table's storage and topics: their removal is durable before the first of
+        them is made, and nobody works at it meanwhile. What it gives enters the definition (as `put_vector_table`) and
+        takes the removal back, in one transaction that ends with the block. Left without, or killed: they are removed.
+        """
 
     async def rebuild(
         self,
@@ -316,7 +332,7 @@ class Removals(Protocol):
         version, or a reader that was killed at the wrong moment, left them."""
 
     async def put(self, table: VectorTable, what: Sequence[What]) -> Sequence[str]:
-        """Of a vector table that was never entered, or not wholly."""
+        """Of a vector table that was never entered, or not wholly; instead of what its `making` has left."""
 
     async def give_up(self, removal_id: str) -> None:
         """It is not removed any more. Raises NotFound."""

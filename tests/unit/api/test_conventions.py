@@ -17,7 +17,7 @@ from fastapi.openapi.utils import get_openapi
 
 from api import problems, rate_limit
 from api.app import create_app
-from api.bodies import Bodies, faults
+from api.bodies import Bodies, BodyReader, faults
 from api.codes import CODES
 from api.idempotency import CREATES
 from api.pages import page
@@ -143,7 +143,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(world: World) -> None
     scope = {
         "type": "http", "method": "POST", "path": "/v1/environments", "query_string": b"", "headers": [], "state": {},
     }  # fmt: skip
-    await Bodies(app, world.services.settings.api, patience=0.01)(scope, receive, send)
+    await Bodies(app, BodyReader(world.services.settings.api, patience=0.01))(scope, receive, send)
     assert sent[0]["status"] == CODES["request_timeout"].status == 408
     assert (b"connection", b"close") in sent[0]["headers"]
     assert json.loads(sent[1]["body"])["error"]["code"] == "request_timeout"

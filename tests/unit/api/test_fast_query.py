@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from typing import Any
 
 import pytest
 
-from api import fast_query
+from api import fast_query, query
 from tests.unit.api.test_query import hits
 from tests.unit.api.worlds import World
-from walvec.contracts.errors import ProviderWait, StoreUnavailable
+from walvec.contracts.errors import ControlUnavailable, ProviderWait, StoreUnavailable
 
 PATH = "/v1/vector-tables/products/query"
 PASSING = ("x-request-id", "x-ratelimit-remaining", "x-ratelimit-reset")
@@ -94,3 +95,100 @@ async def test_what_is_well_formed_does_not_reach_the_route(ready: World, monkey
     ready.app.middleware_stack = None
     status, told, _ = await answer(ready, PATH, b'{"query": "a", "limit": 3}')
     assert (status, told["total_results"]) == (200, 3)
+
+
+def stale(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process has read last stays as it is now, whatever is stored from here on."""
+    monkeypatch.setattr(type(world.control.definitions), "known", world.control.feed.current)
+
+
+def asked(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ways that queries took from now on: `short` and `route`."""
+    ways: list[str] = []
+    inner, outer = query.answer, fast_query.answer
+
+    async def short(*arguments: Any) -> Any:
+        ways.append("short")
+        return await outer(*arguments)
+
+    async def route(*arguments: Any) -> Any:
+        ways.append("route")
+        return await inner(*arguments)
+
+    monkeypatch.setattr(fast_query, "answer", short)
+    monkeypatch.setattr(query, "answer", route)
+    return ways
+
+
+async def test_definitions_that_hold_no_longer_answer_nothing(ready: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    stale(ready, monkeypatch)
+    ways = asked(ready, monkeypatch)
+    body = b'{"query": "a", "limit": 3}'
+    assert (await answer(ready, PATH, body))[0] == 200
+    assert ways == ["short"]
+    renamed = PATH.replace("products", "renamed")
+    await ready.ask("PUT", ready.path, {"name": "renamed"})
+    assert (await answer(ready, PATH, body))[1]["error"]["code"] == "vector_table_not_found"
+    assert ways == ["short", "short"], "the old name was found, and then not told of"
+    assert (await answer(ready, renamed, body))[0] == 200
+    assert ways == ["short", "short", "route"]
+    await ready.ask("DELETE", f"/v1/vector-tables/{ready.table.id}", status=204)
+    for path in (PATH, renamed):
+        assert (await answer(ready, path, body))[1]["error"]["code"] == "vector_table_not_found"
+
+
+async def test_a_key_that_was_revoked_opens_nothing(ready: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await ready.ask("POST", "/v1/api-keys", {"name": "short-lived", "permission": "full"}, 201)
+    headers = {"Authorization": f"Bearer {made['key']}"}
+    stale(ready, monkeypatch)
+    assert (await ready.http.post(PATH, json={"query": "a"}, headers=headers)).status_code == 200
+    await ready.ask("DELETE", f"/v1/api-keys/{made['api_key']['id']}", status=204, headers=headers)
+    for _ in range(2):
+        refused = await ready.http.post(PATH, json={"query": "a"}, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "key_revoked")
+
+
+async def test_a_query_that_goes_both_ways_counts_once(ready: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def left() -> int:
+        found = await ready.http.post(PATH, json={"query": "a"})
+        assert found.status_code == 200
+        return int(found.headers["x-ratelimit-remaining"])
+
+    before = await left()
+    assert await left() == before - 1
+    stale(ready, monkeypatch)
+    await ready.ask("PUT", ready.path, {"keep_previous": 5})  # a request as well
+    ways = asked(ready, monkeypatch)
+    assert await left() == before - 3
+    assert ways == ["short", "route"]
+
+
+async def test_nothing_is_told_while_the_control_database_is_away(
+    ready: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = ControlUnavailable("the control database cannot be reached.")
+
+    def version() -> asyncio.Future[int]:
+        told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        told.set_exception(away)
+        return told
+
+    async def snapshot() -> Any:
+        raise away
+
+    monkeypatch.setattr(ready.control.definitions, "version", version)
+    monkeypatch.setattr(ready.control.definitions, "snapshot", snapshot)
+    refused = await ready.http.post(PATH, json={"query": "a"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "control_unavailable")
+
+
+async def test_of_a_header_that_comes_twice_both_ways_take_the_first(
+    ready: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await ready.ask("POST", "/v1/api-keys", {"name": "one", "permission": "full"}, 201)
+    good, bad = f"Bearer {made['key']}", "Bearer sk_live_none"
+    for _ in range(2):
+        for first, second, status in ((good, bad, 200), (bad, good, 401)):
+            headers = [("authorization", first), ("authorization", second)]
+            assert (await ready.http.post(PATH, json={"query": "a"}, headers=headers)).status_code == status
+        monkeypatch.setattr(fast_query, "_table_of", lambda _: None)
