@@ -113,9 +113,11 @@ class Generations:
             return
         number = generation.number
         if not generation.swapping:
-            if not (generation.filled and generation.ready) or not await self._caught_up(number):
+            fills = generation.fills
+            if not (generation.filled and generation.ready) or not await self._caught_up(number, fills):
                 return
-            if not await persistently(lambda: states.begin_swap(table.id, number), table, "begin_swap"):
+            begin = lambda: states.begin_swap(table.id, number, fills=fills)  # noqa: E731
+            if not await persistently(begin, table, "begin_swap"):
                 return
         try:
             await persistently(lambda: self._store.show(table, generation), table, "show")
@@ -132,16 +134,20 @@ class Generations:
         if done:
             logger.info("swapped", extra={"action": "swapped", "table": table.name, "generation": number})
 
-    async def _caught_up(self, number: int) -> bool:
+    async def _caught_up(self, number: int, fills: int) -> bool:
         """What was in the topics when it got ready is in the store, with what came back from there once: from then on
-        it is as far as the active one, which is fed by the same offsets. False: it is not built any more."""
+        it is as far as the active one, which is fed by the same offsets. False: it is not built any more, or is read
+        again.
+
+        The definition that this looks at may be old: it may have been read again, and its sweep may still be behind
+        these ends. So `begin_swap` asks for the very `fills` that was known before the ends were taken."""
         name = self._worker.table.storage_name
         changes, vectors = changes_topic(name), vectors_topic(name)
         for topic, group in ((changes, embedder_group(name)), (vectors, sink_group(name))) * 2:
             ends = await persistently(lambda topic=topic: self._log.end_offsets(topic), self._worker.table, "swap")  # type: ignore[misc]
             while not await self._reached(topic, group, ends):
                 found = self._worker.table.generation(number)
-                if found is None or not (found.state == "building" and found.filled):
+                if found is None or not (found.state == "building" and found.filled and found.fills == fills):
                     return False
                 await asyncio.sleep(DRAIN_SECONDS)
         return True

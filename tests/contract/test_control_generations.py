@@ -35,7 +35,7 @@ async def swapped(control: Control, generation: Generation = SECOND) -> None:
     await control.tasks.update(task.id, status="completed")
     await control.states.set_backfilled(PRODUCTS.id, generation.number)
     await control.states.set_ready(PRODUCTS.id, generation.number)
-    assert await control.states.begin_swap(PRODUCTS.id, generation.number)
+    assert await control.states.begin_swap(PRODUCTS.id, generation.number, fills=1)
     assert await control.states.finish_swap(PRODUCTS.id, generation.number, "2026-01-01T00:00:00Z")
 
 
@@ -114,11 +114,11 @@ async def test_fed_or_read_what_is_read_again_does_not_swap(read: Control) -> No
     _, task = await read.definitions.rebuild(PRODUCTS.id, SECOND)
     await read.states.set_backfilled(PRODUCTS.id, 2)
     await read.states.set_ready(PRODUCTS.id, 2)
-    assert not await read.states.begin_swap(PRODUCTS.id, 2), "its task is open"
+    assert not await read.states.begin_swap(PRODUCTS.id, 2, fills=1), "its task is open"
     await read.tasks.update(task.id, status="completed")
     again = await read.tasks.create("rebackfill", PRODUCTS.id, 2, {"sweep": True})
     await read.tasks.update(again.id, status="cancelled")
-    assert not await read.states.begin_swap(PRODUCTS.id, 2), "it was not read to the end"
+    assert not await read.states.begin_swap(PRODUCTS.id, 2, fills=1), "it was not read to the end"
     stored, retried = await read.definitions.retry(PRODUCTS.id)
     assert (stored.building is not None and stored.building.number, retried.generation) == (2, 2)
     with pytest.raises(Conflict) as refused:
@@ -126,8 +126,9 @@ async def test_fed_or_read_what_is_read_again_does_not_swap(read: Control) -> No
     assert refused.value.code == "backfill_in_progress"
     await read.tasks.update(retried.id, status="completed")
     await read.states.set_backfilled(PRODUCTS.id, 2)
-    assert await read.states.begin_swap(PRODUCTS.id, 2)
-    assert await read.states.begin_swap(PRODUCTS.id, 2), "whoever rolls it forward may ask again"
+    assert not await read.states.begin_swap(PRODUCTS.id, 2, fills=1), "it was drained before it was read again"
+    assert await read.states.begin_swap(PRODUCTS.id, 2, fills=2)
+    assert await read.states.begin_swap(PRODUCTS.id, 2, fills=2), "whoever rolls it forward may ask again"
 
 
 async def test_a_swap_ends_what_was_open_of_the_one_before(read: Control) -> None:
@@ -163,7 +164,7 @@ async def test_a_swap_that_is_undone(read: Control) -> None:
     await read.tasks.update(task.id, status="completed")
     await read.states.set_backfilled(PRODUCTS.id, 2)
     await read.states.set_ready(PRODUCTS.id, 2)
-    assert await read.states.begin_swap(PRODUCTS.id, 2)
+    assert await read.states.begin_swap(PRODUCTS.id, 2, fills=1)
     for refused in (
         lambda: read.definitions.abort(PRODUCTS.id),
         lambda: read.definitions.rebuild(PRODUCTS.id, replace(SECOND, number=3)),

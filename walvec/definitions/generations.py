@@ -49,6 +49,7 @@ def entered(table: VectorTable, generation: Generation, changes: Mapping[str, An
         state="building",
         ready=False,
         filled=False,
+        fills=0,
         swapping=False,
         stalled=None,
         kept_until=None,
@@ -115,7 +116,7 @@ def filled(table: VectorTable, generation: int) -> VectorTable:
     if found is None or found.state not in ("building", "active"):
         return table
     if found.state == "building":
-        return _with(table, replace(found, filled=True))
+        return _with(table, replace(found, filled=True, fills=found.fills + 1))
     return replace(table, backfilled=True, pending_rebackfill=table.pending_rebackfill and table.building is not None)
 
 
@@ -152,10 +153,13 @@ def stall_of(table: VectorTable, generation: int) -> Stall:
     return "serves" if found.state in ("building", "active") else "stalled"
 
 
-def swap_begun(table: VectorTable, generation: int, *, reading: bool) -> VectorTable:
-    """`reading`: a backfill of it is open, so it may lack rows (rule fed-or-read). Unchanged when it may not be."""
+def swap_begun(table: VectorTable, generation: int, *, fills: int, reading: bool) -> VectorTable:
+    """`fills`: as it stood when the ends were taken up to which it was drained: what it was read once more for since
+    may be behind them. `reading`: a backfill of it is open (rule fed-or-read). Unchanged when it may not be."""
     found = table.generation(generation)
-    if found is None or found.state != "building" or not (found.filled and found.ready) or reading:
+    if found is None or found.state != "building" or not (found.filled and found.ready):
+        return table
+    if reading or found.fills != fills:
         return table
     return _with(table, replace(found, swapping=True))
 
@@ -229,6 +233,7 @@ def _loose(old: Generation, new: Generation) -> Generation:
         state=old.state,
         ready=old.ready and old.index == new.index,
         filled=old.filled,
+        fills=old.fills,
         swapping=old.swapping,
         stalled=old.stalled,
         kept_until=old.kept_until,

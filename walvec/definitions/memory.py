@@ -380,9 +380,9 @@ class MemoryStates:
             self._control.tasks.cancel(table_id, generation, f"{kind}: {reason}")
         return stall != "serves"
 
-    async def begin_swap(self, table_id: str, generation: int) -> bool:
+    async def begin_swap(self, table_id: str, generation: int, *, fills: int) -> bool:
         reading = self._control.tasks.open_backfill(table_id, generation)
-        self._control.change(table_id, lambda t: generations.swap_begun(t, generation, reading=reading))
+        self._control.change(table_id, lambda t: generations.swap_begun(t, generation, fills=fills, reading=reading))
         found = self._control.table(table_id).generation(generation)
         return found is not None and found.swapping
 

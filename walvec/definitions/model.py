@@ -152,8 +152,9 @@ class Generation:
     retired: not fed any more, and kept: what was active until `kept_until`, for a rollback; what another one replaced
     while it was built (`stalled`: why) until that one is active, for its vectors. Nothing comes back from stalled or
     retired: a new generation of the same definition is built instead (rule never-back).
-    `filled`: all rows are in the store and it was fed since. `ready`: indexes are built. `swapping`: the view is being
-    pointed at it; nothing else may become of it. `embedding_provider_id`, `provider_kind`: None = the table's.
+    `filled`: all rows are in the store and it was fed since; `fills`: how often they were read to the end. `ready`:
+    indexes are built. `swapping`: the view is being pointed at it; nothing else may become of it.
+    `embedding_provider_id`, `provider_kind`: None = the table's.
     """
 
     number: int
@@ -167,6 +168,7 @@ class Generation:
     separator: str = "\n"
     ready: bool = False
     filled: bool = False
+    fills: int = 0
     swapping: bool = False
     stalled: str | None = None
     kept_until: str | None = None

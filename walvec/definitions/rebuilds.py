@@ -130,11 +130,11 @@ class Swaps:
                 await self._pool.move(conn)
         return generations.stall_of(new, generation) != "serves"
 
-    async def begin_swap(self, table_id: str, generation: int) -> bool:
+    async def begin_swap(self, table_id: str, generation: int, *, fills: int) -> bool:
         async with self._pool.ordered() as conn:
             old = await stored.locked(conn, table_id)
             reading = await open_backfill(conn, table_id, generation)
-            new = generations.swap_begun(old, generation, reading=reading)
+            new = generations.swap_begun(old, generation, fills=fills, reading=reading)
             if new != old:
                 await stored.write(conn, new)
                 await self._pool.move(conn)

@@ -58,7 +58,7 @@ async def test_records_that_were_lost_while_a_generation_was_swapped_in_are_wait
     await world.ask("PUT", world.path, {"columns": COLUMNS[:3]})
     await world.built()
     states = world.control.states
-    assert await states.begin_swap(table.id, 2)
+    assert await states.begin_swap(table.id, 2, fills=1)
     object.__setattr__(world.services, "control", StaleControl(world.control))
     await read_again(world.control, [table], "records are gone")
     assert await states.finish_swap(table.id, 2, "2999-01-01T00:00:00Z")

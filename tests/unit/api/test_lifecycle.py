@@ -72,7 +72,7 @@ async def swapping(world: World) -> None:
     await to_rebuild(world)
     await world.built()
     assert world.table.building
-    assert await world.control.states.begin_swap(world.table.id, world.table.building.number)
+    assert await world.control.states.begin_swap(world.table.id, world.table.building.number, fills=1)
 
 
 async def swapped(world: World) -> None:

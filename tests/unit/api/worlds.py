@@ -284,7 +284,7 @@ class World:
         await self.built()
         building = self.table.building
         assert building is not None
-        assert await self.control.states.begin_swap(self.table.id, building.number)
+        assert await self.control.states.begin_swap(self.table.id, building.number, fills=building.fills)
         assert await self.control.states.finish_swap(self.table.id, building.number, kept_until)
 
     async def cancel(self) -> int:

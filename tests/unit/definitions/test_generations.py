@@ -36,13 +36,15 @@ def filled_and_ready(table: VectorTable) -> VectorTable:
 
 def swapping(table: VectorTable = TABLE) -> VectorTable:
     found = filled_and_ready(building(table))
-    return generations.swap_begun(found, found.generations[-1].number, reading=False)
+    return generations.swap_begun(found, found.generations[-1].number, fills=1, reading=False)
 
 
 def swapped(table: VectorTable = TABLE, **changes: Any) -> VectorTable:
     found = filled_and_ready(building(table, **changes))
     number = found.generations[-1].number
-    return generations.swapped(generations.swap_begun(found, number, reading=False), number, "2026-01-01T01:00:00Z")
+    return generations.swapped(
+        generations.swap_begun(found, number, fills=1, reading=False), number, "2026-01-01T01:00:00Z"
+    )
 
 
 def states(table: VectorTable) -> dict[int, str]:
@@ -84,7 +86,7 @@ def test_another_rebuild_replaces_the_one_before_and_keeps_its_vectors_until_the
     assert [g.number for g in table.live_generations] == [1, 3]
     assert table.previous is None, "what never was active is nothing to go back to"
     found = filled_and_ready(table)
-    done = generations.swapped(generations.swap_begun(found, 3, reading=False), 3, "later")
+    done = generations.swapped(generations.swap_begun(found, 3, fills=1, reading=False), 3, "later")
     assert states(done) == {1: "retired", 3: "active"}
     assert states(generations.aborted(table)) == {1: "active"}
 
@@ -112,16 +114,19 @@ def test_fed_or_read_a_swap_begins_only_with_all_rows_and_indexes_and_no_reading
     """Rule fed-or-read: a generation that is read again does not serve before that is done."""
     table = building()
     for missing in (table, generations.filled(table, 2), generations.ready(table, 2)):
-        assert generations.swap_begun(missing, 2, reading=False) == missing
+        assert generations.swap_begun(missing, 2, fills=1, reading=False) == missing
     whole = filled_and_ready(table)
-    assert generations.swap_begun(whole, 2, reading=True) == whole
+    assert generations.swap_begun(whole, 2, fills=1, reading=True) == whole
     again = generations.unfilled(whole, 2)
-    assert generations.swap_begun(again, 2, reading=False) == again
-    begun = generations.swap_begun(whole, 2, reading=False)
+    assert generations.swap_begun(again, 2, fills=1, reading=False) == again
+    refilled = generations.filled(again, 2)
+    assert generations.swap_begun(refilled, 2, fills=1, reading=False) == refilled, "drained before it was read again"
+    assert generations.swap_begun(refilled, 2, fills=2, reading=False) != refilled
+    begun = generations.swap_begun(whole, 2, fills=1, reading=False)
     assert begun.generation(2) == replace(whole.generations[1], swapping=True)
-    assert generations.swap_begun(begun, 2, reading=False) == begun
+    assert generations.swap_begun(begun, 2, fills=1, reading=False) == begun
     for gone in (generations.stalled(whole, 2, "no"), generations.aborted(whole), TABLE):
-        assert generations.swap_begun(gone, 2, reading=False) == gone
+        assert generations.swap_begun(gone, 2, fills=1, reading=False) == gone
 
 
 def test_a_swap_is_one_step() -> None:
@@ -216,7 +221,7 @@ def test_never_back_a_rollback_is_a_new_generation_of_the_previous_definition() 
     assert (found.separator, found.embedding_provider_id) == (FIRST.separator, "emb_1")
     assert generations.expired(table, 1) == table, "its vectors are wanted"
     whole = filled_and_ready(table)
-    back = generations.swapped(generations.swap_begun(whole, 3, reading=False), 3, "later")
+    back = generations.swapped(generations.swap_begun(whole, 3, fills=1, reading=False), 3, "later")
     assert (back.embedding_provider_id, back.provider_kind) == ("emb_1", "static")
     assert back.previous is not None
     assert back.previous.number == 2, "and forward again"
@@ -255,7 +260,7 @@ def test_a_rebackfill_of_the_active_one_leaves_the_rebuild_pending() -> None:
 
 def test_a_definition_made_before_a_swap_takes_nothing_back() -> None:
     before = filled_and_ready(building(embedding_provider_id="emb_2", provider_kind="openai"))
-    after = generations.swapped(generations.swap_begun(before, 2, reading=False), 2, "later")
+    after = generations.swapped(generations.swap_begun(before, 2, fills=1, reading=False), 2, "later")
     put = transitions.put(after, replace(before, keep_previous=5), "now")
     assert put == replace(after, keep_previous=5, updated_at="now")
 

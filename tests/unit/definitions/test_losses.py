@@ -227,7 +227,7 @@ async def test_fed_or_read_what_was_lost_is_read_again_by_every_live_generation(
     await read_again(control, [TABLE], "the slot was lost")
     tasks = await control.tasks.open_tasks([TABLE.id])
     assert [(t.generation, t.params["sweep"]) for t in tasks] == [(1, True), (2, True)]
-    assert not await control.states.begin_swap(TABLE.id, 2)
+    assert not await control.states.begin_swap(TABLE.id, 2, fills=1)
 
 
 async def test_what_is_not_fed_is_not_read_again(control: MemoryControl) -> None:

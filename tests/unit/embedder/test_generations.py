@@ -205,7 +205,7 @@ async def swap(world: TwoProviders, building: Generation) -> None:
         await world.control.tasks.update(task.id, status="completed")
     await states.set_backfilled(table_id, building.number)
     await states.set_ready(table_id, building.number)
-    assert await states.begin_swap(table_id, building.number)
+    assert await states.begin_swap(table_id, building.number, fills=1)
     assert await states.finish_swap(table_id, building.number, "2100-01-01T00:00:00Z")
 
 
@@ -425,7 +425,7 @@ async def test_what_serves_already_is_not_passed_over(
             await world.control.tasks.update(task.id, status="completed")
         await world.control.states.set_backfilled(table_id, second.number)
         await world.control.states.set_ready(table_id, second.number)
-        assert await world.control.states.begin_swap(table_id, second.number)
+        assert await world.control.states.begin_swap(table_id, second.number, fills=1)
         other_server.faults.status = 401
         await world.put(live(200, 600, "live"))
         await eventually(lambda: other_server.stats.refused)
