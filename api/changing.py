@@ -6,16 +6,18 @@ definition is then. Next: `redefinition` (what that means), `redefine` (carried 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from api.lifecycle import Event
 from api.permits import permit
 from api.ports import Source
 from api.preconditions import demanded
 from api.problems import Problem, invalid
+from api.readonly import refuse_others
 from api.redefine import redefine, refuse_fixed
 from api.redefinition import TABLE_FIELDS, Redefinition, redefinition
 from api.schemas import ChangedVectorTable
@@ -25,12 +27,20 @@ from api.validation import build_vector_table, check_source
 from walvec.contracts.errors import Conflict, PreconditionFailed
 from walvec.definitions.document import VectorTableSpec, spelled
 from walvec.definitions.generations import GENERATION_TAKEN
-from walvec.definitions.model import EmbeddingProvider, Snapshot, SyncStatus, VectorTable
+from walvec.definitions.model import EmbeddingProvider, Snapshot, SyncStatus, TopicSource, VectorTable
 from walvec.definitions.views import check_view
 
 _TRIES = 10
 _OWN = frozenset((*TABLE_FIELDS, "index"))
 """What can change without a word of the source."""
+_WISHES = frozenset(VectorTableSpec.model_fields) | {"connection_id", "embedding_provider_id"}
+"""What a body may ask for; all else that it may hold tells how the table is."""
+_BY_NAME = "It is made of `name`: change that."
+_CURES: Mapping[str, str] = {
+    "qdrant_collection": "Storage and topics keep their names; leave it out.",
+    "platform_vector_ref": _BY_NAME,
+    "view": _BY_NAME,
+}
 
 
 async def change(services: Services, ref: str, body: ChangedVectorTable, if_match: str | None) -> SyncStatus:
@@ -39,6 +49,7 @@ async def change(services: Services, ref: str, body: ChangedVectorTable, if_matc
         snapshot = await services.snapshot()
         table = find_table(snapshot, ref)
         seen = demanded(table, if_match)
+        _refuse_others(services, table, body)
         made = await _made(services, table, body, snapshot)
         state = await _allowed(services, table, made)
         try:
@@ -65,16 +76,20 @@ async def _allowed(services: Services, table: VectorTable, made: Redefinition) -
 
 
 async def _made(services: Services, table: VectorTable, body: ChangedVectorTable, snapshot: Snapshot) -> Redefinition:
-    given = {name: getattr(body, name) for name in body.model_fields_set if getattr(body, name) is not None}
+    wishes = body.model_fields_set & _WISHES
+    given = {name: getattr(body, name) for name in wishes if getattr(body, name) is not None}
     _same_connection(table, given, snapshot)
+    _same_topic(table, given)
     given = {name: value for name, value in given.items() if not _as_it_is(table, name, value)}
+    now = _stored(table)
+    changed = {name: value for name, value in given.items() if name not in now or _plain(value) != now[name]}
     others = [t for t in snapshot.vector_tables.values() if t.id != table.id]
     if any(t.name == given.get("name") for t in others):
         raise Problem(
             409, "vector_table_conflict", f"there is a vector table {given['name']!r} already.", "Take another name."
         )
-    if given.keys() <= _OWN and (table.error or {}).get("kind") != "table_changed":
-        made = redefinition(table, _own(table, given))
+    if changed.keys() <= _OWN and (table.error or {}).get("kind") != "table_changed":
+        made = redefinition(table, _own(table, changed))
         check_view(made.table, made.generation, others)
         return made
     connection = snapshot.connections[table.connection_id]
@@ -106,12 +121,52 @@ async def _checked(made: Redefinition, *, source: Source, snapshot: Snapshot) ->
     await check_source(trial, snapshot.connections[made.table.connection_id], source)
 
 
+def _refuse_others(services: Services, table: VectorTable, body: ChangedVectorTable) -> None:
+    views = {table.view_name, replace(table, name=body.name or table.name).view_name}
+    known = {
+        "id": (table.id,),
+        "org_id": (services.organization.id,),
+        "environment_id": (table.environment_id,),
+        "qdrant_collection": (table.storage_name,) if table.mode == "managed" else (),
+        "platform_vector_ref": views if table.mode == "platform" else (),
+        "view": views,
+    }
+    refuse_others(body, known, _CURES)
+    if body.sync_status == "paused" and not table.paused:
+        raise invalid("sync_status: it cannot be changed.", f"POST /v1/vector-tables/{table.id}/sync/pause")
+
+
+def _stored(table: VectorTable) -> dict[str, Any]:
+    """Of what can be changed: as a body would say it."""
+    generation = wanted(table)
+    return {
+        "columns": [asdict(c) for c in generation.columns],
+        "embedding_model": generation.embedding_model,
+        "embedding_dimensions": generation.embedding_dimensions,
+        "embedding_provider_id": table.provider_of(generation),
+        "separator": generation.separator,
+        "keep_embedding_columns": generation.keep_embedding_columns,
+        "source": asdict(table.source) if table.source else None,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
 def _same_connection(table: VectorTable, given: dict[str, Any], snapshot: Snapshot) -> None:
     ref = given.get("connection_id")
     if ref is not None and ref not in (table.connection_id, snapshot.connections[table.connection_id].name):
         raise invalid(
             "connection_id: a vector table keeps its connection.", "Define a new vector table, and delete this one."
         )
+
+
+def _same_topic(table: VectorTable, given: dict[str, Any]) -> None:
+    if "source" in given and given["source"].kafka_topic != (table.source.kafka_topic if table.source else None):
+        raise invalid("source: a vector table keeps what it reads.", "Define a new vector table, and delete this one.")
 
 
 def _as_it_is(table: VectorTable, name: str, value: Any) -> bool:
@@ -142,6 +197,8 @@ def _own(table: VectorTable, given: dict[str, Any]) -> VectorTable:
     generation = wanted(table)
     if "index" in given:
         generation = replace(generation, index=given["index"].model_dump(exclude_none=True))
+    if "source" in given:
+        given = {**given, "source": TopicSource(**given["source"].model_dump())}
     return replace(
         table,
         embedding_provider_id=table.provider_of(generation),

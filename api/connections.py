@@ -13,6 +13,7 @@ from api.dsn import changed_dsn, dsn_of
 from api.pages import made, page
 from api.paging import Cursor, Limit
 from api.problems import Problem, invalid
+from api.readonly import refuse_others
 from api.removals import remove_connection
 from api.responses import Json
 from api.schemas import ChangedConnection, NewConnection
@@ -110,6 +111,9 @@ async def change(connection_id: str, body: ChangedConnection, services: Use) -> 
     """Running readers take new credentials at once."""
     snapshot = await services.snapshot()
     old = find_connection(snapshot, connection_id)
+    shown = shapes.connection(old, services.organization.id)
+    fixed = ("id", "org_id", "environment_id", "provider", "slot")
+    refuse_others(body, {name: (shown[name],) for name in fixed}, {})
     users = sorted(t.name for t in snapshot.tables_of(old.id))
     if any(c.name == body.name and c.id != old.id for c in snapshot.connections.values()):
         raise _taken(body.name or "")

@@ -13,6 +13,7 @@ from api.catalogue import catalogue, models_of, refuse_unrunnable
 from api.pages import made, page
 from api.paging import Cursor, Limit
 from api.problems import Problem, invalid
+from api.readonly import refuse_others
 from api.responses import Json
 from api.schemas import ChangedProvider, NewProvider
 from api.services import Services, Use, find_provider
@@ -23,6 +24,7 @@ from walvec.definitions.model import EmbeddingProvider, Snapshot
 from walvec.runtime.addresses import check_base_url
 
 router = APIRouter(prefix="/v1", tags=["embedding providers"])
+_CURES = {"has_api_key": "Give api_key: another one, or an empty one to forget it."}
 
 
 @router.post("/embedding-providers", status_code=201)
@@ -71,6 +73,9 @@ async def change(provider_id: str, body: ChangedProvider, services: Use) -> Json
     """Running roles take it at once, another key too."""
     snapshot = await services.snapshot()
     old = find_provider(snapshot, provider_id)
+    shown = shapes.provider(old, services.organization.id)
+    fixed = ("id", "org_id", "environment_id", "has_api_key")
+    refuse_others(body, {name: (shown[name],) for name in fixed}, _CURES)
     if body.provider not in (None, old.provider):
         _runnable(body.provider or "", services)
         if users := _users(old, snapshot):

@@ -152,6 +152,7 @@ def _loose(former: Generation, asked: Generation) -> dict[str, Change]:
             "alias": (_aliases(former), _aliases(asked)),
             "index": (dict(former.index), dict(asked.index)),
             "ordinal": (_ordinals(former), _ordinals(asked)),
+            "keep_embedding_columns": (former.keep_embedding_columns, asked.keep_embedding_columns),
         }
     )
     if same:
@@ -193,14 +194,17 @@ def _topic(table: VectorTable) -> str | None:
 
 def _adopt(former: Generation, asked: Generation) -> Generation:
     """What a running generation may take over; its recorded key and source columns are cdc's to move on."""
-    return replace(former, columns=asked.columns, index=asked.index)
+    return replace(
+        former, columns=asked.columns, index=asked.index, keep_embedding_columns=asked.keep_embedding_columns
+    )
 
 
 def _in_order(former: Generation, asked: Generation) -> Generation:
     """Metadata columns that only stand in another order keep the storage's; embedding columns keep theirs where the
     text stays the same."""
-    names = [c.name for c in former.metadata_columns]
-    mine: dict[str, Column] = {c.name: c for c in asked.metadata_columns}
+    # by role: a value that is only kept stands among the embedding columns, and must not be listed twice
+    names = [c.name for c in former.columns if c.role == "metadata"]
+    mine: dict[str, Column] = {c.name: c for c in asked.columns if c.role == "metadata"}
     if sorted(names) != sorted(mine):
         return asked
     embedding = [c for c in asked.columns if c.role == "embedding"]

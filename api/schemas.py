@@ -20,6 +20,7 @@ from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict
 
 from walvec.definitions.document import ColumnSpec, IndexSpec, SourceSpec, VectorTableSpec
+from walvec.definitions.model import SyncStatus
 
 
 def _text(value: Any) -> Any:
@@ -64,6 +65,22 @@ Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False), NUMBER]
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+
+
+FreeForm = dict[str, Any]
+
+
+class Shown(Body):
+    """What a GET shows and a PUT does not change: its whole answer may be sent back. Next: `readonly`."""
+
+    id: Text | None = None
+    """Only as it is."""
+    org_id: Text | None = None
+    """Only as it is."""
+    environment_id: Text | None = None
+    """Only as it is."""
+    created_at: Text | None = None
+    """Read-only: it changes nothing."""
 
 
 class Credentials(Body):
@@ -132,8 +149,8 @@ class ChangedCredentials(Body):
     """libpq's sslmode."""
 
 
-class ChangedConnection(Body):
-    """What is left out stays as it is."""
+class ChangedConnection(Shown):
+    """What is left out (or null) stays as it is; the whole answer of a GET may be sent back."""
 
     name: Name | None = None
     """Unique in its environment."""
@@ -143,6 +160,18 @@ class ChangedConnection(Body):
     """Tested at once; they must lead to the same database while vector tables use the connection."""
     on_slot_loss: Literal["rebackfill", "halt"] | None = None
     """When the server lost walvec's place in its write-ahead log: read the tables again, or wait for a person."""
+    provider: Text | None = None
+    """Only as it is."""
+    slot: Text | None = None
+    """Only as it is."""
+    status: Text | None = None
+    """Read-only: it changes nothing, and neither do the next ones."""
+    status_message: Text | None = None
+    """Read-only."""
+    last_tested_at: Text | None = None
+    """Read-only."""
+    source: FreeForm | None = None
+    """Read-only."""
 
 
 class Limits(TypedDict, total=False):
@@ -176,8 +205,8 @@ class NewProvider(Body):
     """Of one request to the provider."""
 
 
-class ChangedProvider(Body):
-    """What is left out stays as it is."""
+class ChangedProvider(Shown):
+    """What is left out (or null) stays as it is, the key too; the whole answer of a GET may be sent back."""
 
     name: Name | None = None
     """Unique in its environment."""
@@ -193,6 +222,10 @@ class ChangedProvider(Body):
     """Model of vector tables that name none."""
     limits: Limits | None = None
     """Of one request to the provider; all of them."""
+    has_api_key: Bool | None = None
+    """Only as it is: `api_key` changes it."""
+    models: list[FreeForm] | None = None
+    """Read-only: it changes nothing."""
 
 
 class NewColumn(ColumnSpec):
@@ -304,8 +337,8 @@ class NewVectorTable(VectorTableSpec):
         return value
 
 
-class ChangedVectorTable(Body):
-    """What is left out (or null) stays as it is."""
+class ChangedVectorTable(Shown):
+    """What is left out (or null) stays as it is; the whole answer of a GET may be sent back."""
 
     name: Name | None = None
     """Renames the view too; topics and storage keep their names."""
@@ -327,6 +360,10 @@ class ChangedVectorTable(Body):
     """Accepted as documented; both follow the write-ahead log."""
     backfill: Literal["auto", "manual"] | None = None
     """Whether a first backfill begins by itself."""
+    keep_embedding_columns: Bool | None = None
+    """Other values beside the vectors: builds a new generation, which takes over the vectors that there are."""
+    source: NewSource | None = None
+    """Of a vector table that has one: `unavailable_value` and `slot`; the topic only as it is."""
     connection_id: Word | None = None
     """Only as it is: it cannot be changed, and neither can the next ones."""
     source_table: Annotated[Text, Field(min_length=1, max_length=200)] | None = None
@@ -337,6 +374,28 @@ class ChangedVectorTable(Body):
     """Only as it is."""
     store: Literal["pgvector", "qdrant"] | None = None
     """Only as it is."""
+    qdrant_collection: Text | None = None
+    """Only as it is."""
+    platform_vector_ref: Text | None = None
+    """Only as it is: `name` changes it."""
+    view: Text | None = None
+    """Only as it is: `name` changes it."""
+    sync_status: SyncStatus | None = None
+    """Read-only: it changes nothing, and neither do the next ones."""
+    generation: Int | None = None
+    """Read-only."""
+    building_generation: Int | None = None
+    """Read-only."""
+    active: FreeForm | None = None
+    """Read-only."""
+    generations: FreeForm | None = None
+    """Read-only."""
+    total_rows: Int | None = None
+    """Read-only."""
+    synced_rows: Int | None = None
+    """Read-only."""
+    updated_at: Text | None = None
+    """Read-only."""
 
 
 class Backfill(Body):
@@ -370,7 +429,7 @@ class Query(Body):
     """By metadata column: a value, or operators (eq ne gt gte lt lte in nin exists); `$or`: a list of such objects."""
     cursor: Annotated[Text, Field(min_length=1, max_length=200_000)] | None = None
     """`next_cursor` of the page before, with everything else as it was there; `limit` and `include` may differ."""
-    include: Annotated[list[Literal["embedded_text", "vector"]], Field(max_length=2)] = ["embedded_text"]
+    include: Annotated[tuple[Literal["embedded_text", "vector"], ...], Field(max_length=2)] = ("embedded_text",)
     """What results hold beside the documented fields."""
 
     @model_validator(mode="after")

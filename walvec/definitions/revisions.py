@@ -33,6 +33,7 @@ def etag(table: VectorTable) -> str:
         "separator": wanted.separator,
         "model": [wanted.embedding_model, wanted.embedding_dimensions],
         "index": dict(wanted.index),
+        "keep_embedding_columns": wanted.keep_embedding_columns,
     }
     text = json.dumps(said, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
