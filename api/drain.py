@@ -301,7 +301,8 @@ class Waiting:
 
     async def _open(self, table_id: str) -> Sequence[Task]:
         """The tasks that count. A generation that is swapped in meanwhile may have one of its own, of which the feed
-        cannot tell yet that it counts: the definition is asked for, and after the tasks."""
+        cannot tell yet that it counts: the definition is asked for, and after the tasks. One that is being swapped in
+        serves before anybody looks again; one that is not yet cannot begin to while it is read (rule fed-or-read)."""
         control = self.services.control
         tasks: Sequence[Task] = await self._try([table_id], lambda: control.tasks.open_tasks([table_id]))
         if self._rebuilds or not tasks:
@@ -310,7 +311,8 @@ class Waiting:
         table = snapshot.vector_tables.get(table_id)
         if table is None:
             raise Ended("it was deleted.", code="vector_table_not_found")
-        return [t for t in tasks if t.generation == table.active.number]
+        serving = {g.number for g in table.live_generations if g.state == "active" or g.swapping}
+        return [t for t in tasks if t.generation in serving]
 
     async def _topics(self, table_id: str) -> Mapping[str, str]:
         """Waits until the table's topics are those that cdc last routed to; their identities. A topic that somebody

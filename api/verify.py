@@ -1,6 +1,7 @@
 """Source against store, by key and text hash; what differs counts only if it still does after another drain.
 
-Next: `repair` tasks, which cdc works off as small backfills.
+The active generation is what is compared, from the first look to the last: one that another took the place of meanwhile
+is not fed any more, and all is begun anew. Next: `repair` tasks, which cdc works off as small backfills.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from api.drain import Drained, drain, pace
 from api.problems import Problem
 from api.responses import key_json
 from api.services import Services
+from walvec.contracts.errors import Conflict, StoreRejected
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.stores import Differences
 from walvec.definitions.model import Connection, Generation, VectorTable
@@ -38,18 +40,26 @@ class Verified:
         return {**found, "dead": [key_json(k) for k in self.dead]}
 
 
+class _Overtaken(Exception):
+    """Another generation has become the active one."""
+
+
 async def verify(services: Services, ref: str, *, repair: bool, timeout: float) -> Verified:
     """Raises Problem `not_drained` when the table cannot be drained within `timeout` seconds."""
     deadline = time.monotonic() + timeout
-    found = await _look(services, ref, deadline)
-    if not repair or not found:
+    while True:
+        try:
+            table, found = await _look(services, ref, deadline)
+            if repair and found:
+                await _repair(services, table, found, deadline)
+                _, found = await _look(services, ref, deadline)
+        except _Overtaken:
+            continue
         return found
-    table = await services.table(ref)
-    await _repair(services, table, found, deadline)
-    return await _look(services, ref, deadline)
 
 
-async def _look(services: Services, ref: str, deadline: float) -> Verified:
+async def _look(services: Services, ref: str, deadline: float) -> tuple[VectorTable, Verified]:
+    """As of its return the table's active generation is the one that was compared."""
     table = await _drained(services, ref, deadline)
     connection = (await services.snapshot()).connections[table.connection_id]
     differences = await _compare(services, connection, table, None)
@@ -57,17 +67,24 @@ async def _look(services: Services, ref: str, deadline: float) -> Verified:
         keys = keys_of(differences)
         if not keys:
             break
-        table = await _drained(services, ref, deadline)
+        await _drained(services, ref, deadline)
         differences = await _compare(services, connection, table, keys)
     dead = await services.control.letters.keys(table.id, table.active.number)
     missing = [k for k in differences.missing if k not in dead]
     left = Differences(missing, differences.orphaned, differences.stale, differences.duplicate)
-    return Verified(left, sorted(dead))
+    await _still_active(services, table)
+    return table, Verified(left, sorted(dead))
+
+
+async def _still_active(services: Services, table: VectorTable) -> None:
+    """Raises _Overtaken."""
+    if (await services.table(table.id)).active.number != table.active.number:
+        raise _Overtaken
 
 
 async def _drained(services: Services, ref: str, deadline: float) -> VectorTable:
     table = await services.table(ref)
-    result: Drained = await drain(services, [table], max(0.0, deadline - time.monotonic()))
+    result: Drained = await drain(services, [table], max(0.0, deadline - time.monotonic()), rebuilds=False)
     if not result.drained:
         raise Problem(
             409,
@@ -83,7 +100,11 @@ async def _compare(
 ) -> Differences:
     generation = table.active
     rows = hashed(services.source.scan(connection, table, generation, only=only), table, generation)
-    return await services.store.compare(table, generation, rows, only=only)
+    try:
+        return await services.store.compare(table, generation, rows, only=only)
+    except StoreRejected:
+        await _still_active(services, table)  # a swap that keeps nothing has removed its storage
+        raise
 
 
 async def hashed(
@@ -112,7 +133,11 @@ async def _repair(services: Services, table: VectorTable, found: Verified, deadl
 
 
 async def _work(services: Services, kind: Any, table: VectorTable, params: dict[str, Any], deadline: float) -> None:
-    task = await services.control.tasks.create(kind, table.id, table.active.number, params)
+    try:
+        task = await services.control.tasks.create(kind, table.id, table.active.number, params)
+    except Conflict:
+        await _still_active(services, table)
+        raise
     while task.status in ("pending", "running"):
         if time.monotonic() > deadline:
             raise Problem(
@@ -121,6 +146,7 @@ async def _work(services: Services, kind: Any, table: VectorTable, params: dict[
         await pace(services)
         task = await services.control.tasks.get(task.id)
     if task.status != "completed":
+        await _still_active(services, table)  # a swap ends what is open of the one before
         raise Problem(409, "repair_failed", f"the {kind} of {table.name} {task.status}: {task.last_error}", "")
 
 

@@ -1,10 +1,13 @@
 """Drain and verify, against hands that play the roles."""
 
 import asyncio
+from typing import Any
 
+from tests.plugins.eventually import eventually
 from tests.plugins.stale_feed import StaleControl
 from tests.unit.api.worlds import COLUMNS, World, key, position
 from walvec.contracts.letters import DeadLetter
+from walvec.contracts.stores import Differences
 from walvec.definitions.rebackfill import read_again
 
 
@@ -68,6 +71,79 @@ async def test_records_that_were_lost_while_a_generation_was_swapped_in_are_wait
     [task] = await world.control.tasks.open_tasks([table.id])
     await world.control.tasks.update(task.id, status="completed")
     assert (await waiting)["drained"] is True
+
+
+async def test_what_is_being_swapped_in_is_waited_for_like_what_serves(world: World) -> None:
+    """Its swap may end in the moment after the answer. What it lost was lost to both, and each is read by itself."""
+    table = await world.ready()
+    await world.ask("PUT", world.path, {"columns": COLUMNS[:3]})
+    await world.built()
+    states, tasks = world.control.states, world.control.tasks
+    assert await states.begin_swap(table.id, 2, fills=1)
+    await read_again(world.control, [table], "records are gone")
+    active, swapping = await tasks.open_tasks([table.id])
+    assert (active.generation, swapping.generation) == (1, 2)
+    await tasks.update(active.id, status="completed")
+    waiting = asyncio.create_task(world.ask("POST", f"{world.path}/sync/drain", {"timeout": 20}))
+    early, _ = await asyncio.wait({waiting}, timeout=0.5)
+    assert not early
+    assert await states.finish_swap(table.id, 2, "2999-01-01T00:00:00Z")
+    await tasks.update(swapping.id, status="completed")
+    assert (await waiting)["drained"] is True
+
+
+async def test_what_is_only_built_holds_up_neither_a_drain_nor_a_verify_of_its_table(world: World) -> None:
+    await world.ready()
+    await world.ask("PUT", world.path, {"columns": COLUMNS[:3]})
+    assert await world.control.tasks.open_tasks([world.table.id])
+    assert (await world.ask("POST", f"{world.path}/sync/drain", {"timeout": 5}))["drained"] is True
+    found = await world.ask("POST", f"{world.path}/verify", {"timeout": 5})
+    assert not any(found.values())
+
+
+async def test_verify_compares_the_generation_that_is_active_in_the_end(world: World) -> None:
+    """The first one is equal; the second, swapped in while it is looked at, lacks a row."""
+    table = await world.ready()
+    await world.ask("PUT", world.path, {"columns": COLUMNS[:3]})
+    await world.built()
+    world.source.rows = {key(1): "text"}
+    real, compared = world.store.compare, []
+
+    async def compare(table: Any, generation: Any, rows: Any, *, only: Any = None) -> Differences:
+        compared.append((generation.number, only))
+        world.store.stored = {key(1): generation.hasher("static")("text")} if generation.number == 1 else {}
+        return await real(table, generation, rows, only=only)
+
+    async def before_scan() -> None:
+        if len(compared) == 1:
+            assert await world.control.states.begin_swap(table.id, 2, fills=1)
+            assert await world.control.states.finish_swap(table.id, 2, "2999-01-01T00:00:00Z")
+
+    world.store.compare = compare  # type: ignore[method-assign]
+    world.source.before_scan = before_scan
+    found = await world.ask("POST", f"{world.path}/verify", {})
+    assert found["missing"] == [{"id": 1}]
+    assert compared[:2] == [(1, None), (2, None)]
+
+
+async def test_a_repair_that_a_swap_ends_goes_on_with_what_serves_now(world: World) -> None:
+    table = await world.ready()
+    await world.ask("PUT", world.path, {"columns": COLUMNS[:3]})
+    await world.built()
+    world.source.rows = {key(1): "text"}
+    repairing = asyncio.create_task(world.ask("POST", f"{world.path}/verify", {"repair": True}))
+
+    async def repair(generation: int) -> Any:
+        opened = await world.control.tasks.open_tasks([table.id])
+        return next((t for t in opened if t.task_type == "repair" and t.generation == generation), None)
+
+    await eventually(lambda: repair(1))
+    assert await world.control.states.begin_swap(table.id, 2, fills=1)
+    assert await world.control.states.finish_swap(table.id, 2, "2999-01-01T00:00:00Z")
+    task = await eventually(lambda: repair(2))
+    world.store.stored = {key(1): world.table.active.hasher("static")("text")}
+    await world.control.tasks.update(task.id, status="completed")
+    assert not any((await repairing).values())
 
 
 async def test_stops_early_with_the_reason(world: World) -> None:

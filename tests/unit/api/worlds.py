@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +114,9 @@ class FakeSource:
         self, connection: Any, table: Any, generation: Any, *, only: Sequence[bytes] | None = None
     ) -> AsyncIterator[Sequence[tuple[bytes, str | None]]]:
         if self.before_scan:
-            self.before_scan()
+            done = self.before_scan()
+            if inspect.isawaitable(done):
+                await done
         yield [(k, v) for k, v in self.rows.items() if only is None or k in only]
 
     async def identity(self, connection: Any) -> SourceIdentity:
