@@ -1,7 +1,8 @@
 """Makes a plan true, in the order of the flow. Idempotent.
 
-Nothing half-made stays: a vector table is entered last, once its storage, its view and its topics are there. Next:
-`cdc` feels the new definition through the feed.
+Nothing half-made stays: a vector table is entered last, once its storage, its view and its topics are there; their
+removal is entered first, so that it is done even if this process is killed in between. Next: `cdc` feels the new
+definition through the feed.
 """
 
 from __future__ import annotations
@@ -86,10 +87,11 @@ async def create_vector_table(table: VectorTable, remover: Remover) -> None:
         if (other.view_schema, other.view_name) == (table.view_schema, table.view_name):
             raise Conflict(f"there is already a vector table named {other.name!r}.", "Choose another name.")
     try:
-        await store.ensure(table, table.active)
-        await store.show(table, table.active)
-        await create_topics(log, topics_of(table))
-        await control.definitions.put_vector_table(table)
+        async with control.definitions.making(table) as enter:
+            await store.ensure(table, table.active)
+            await store.show(table, table.active)
+            await create_topics(log, topics_of(table))
+            await enter()
     except WalvecError:
         await _undo(table, remover)
         raise

@@ -69,3 +69,68 @@ def test_a_killed_api_leaves_nothing_behind(tmp_path: Path, postgres: PostgresDa
         assert httpx.get(f"{walvec.url}/v1/status", timeout=5).json() == {"tables": [], "removals": []}
     finally:
         walvec.stop()
+
+
+def test_an_api_that_is_killed_while_it_makes_a_table_leaves_nothing_behind(
+    tmp_path: Path, postgres: PostgresDatabase
+) -> None:
+    postgres.execute("CREATE TABLE items (id int PRIMARY KEY, name text); INSERT INTO items VALUES (1, 'one')")
+    control, store = postgres.another(), postgres.another()
+    walvec = Walvec(tmp_path, control=control, store=store)
+    document = {
+        "connections": [{"name": "shop", "url": postgres.dsn}],
+        "embedding_providers": [{"name": "local", "provider": "static"}],
+    }
+    walvec.start(walvec.definitions(document))
+
+    def stored() -> list[str]:
+        with psycopg.connect(store, autocommit=True) as session:
+            found = session.execute(
+                "SELECT relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+                " WHERE nspname = 'walvec' AND (relname LIKE 'vt%' AND relkind = 'r' OR relkind = 'v')"
+            ).fetchall()
+        return [row[0] for row in found]
+
+    def topics() -> list[str]:
+        answer = httpx.get(f"{walvec.url}/v1/topics", timeout=10)
+        return [t["topic"] for t in answer.raise_for_status().json()["topics"]]
+
+    def waiting() -> bool:
+        with psycopg.connect(control, autocommit=True) as session:
+            return bool(
+                session.execute(
+                    "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                ).fetchall()
+            )
+
+    body = {
+        "name": "items",
+        "connection_id": "shop",
+        "embedding_provider_id": "local",
+        "source_table": "public.items",
+        "primary_key_column": "id",
+        "columns": [{"name": "name", "role": "embedding"}],
+    }
+    try:
+        with psycopg.connect(control) as holder:
+            # no definition can be entered while this is open: all that comes before it is done
+            holder.execute("SELECT 1 FROM walvec_control.installation FOR UPDATE")
+
+            def create() -> None:
+                with contextlib.suppress(httpx.HTTPError):
+                    httpx.post(f"{walvec.url}/v1/vector-tables", json=body, timeout=30)
+
+            creating = threading.Thread(target=create)
+            creating.start()
+            wait_until(waiting, what="the definition is about to be entered")
+            assert len(stored()) == 2
+            assert len(topics()) == 3
+            walvec.kill("api")
+            creating.join()
+        wait_until(lambda: stored() == [], what="storage and view are gone")
+        wait_until(lambda: topics() == [], what="the topics are gone")
+        made = httpx.post(f"{walvec.url}/v1/vector-tables", json=body, timeout=30)
+        assert made.status_code == 201, made.text
+        assert len(topics()) == 3
+    finally:
+        walvec.stop()

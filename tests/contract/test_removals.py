@@ -9,7 +9,7 @@ import pytest
 
 from tests.contract.test_control import LOCAL, PRODUCTS, SHOP
 from tests.plugins.eventually import eventually
-from walvec.contracts.errors import NotFound
+from walvec.contracts.errors import Conflict, ControlUnavailable, NotFound
 from walvec.definitions.memory import MemoryControl
 from walvec.definitions.model import SourceProgress, TopicSource
 from walvec.definitions.ports import Control
@@ -192,5 +192,96 @@ async def test_a_slot_that_an_earlier_version_left_is_adopted(postgres: Any) -> 
         await control.removals.adopt()
         await control.removals.adopt()
         assert await left(control) == ["slot"]
+    finally:
+        await control.close()
+
+
+async def due(control: Control) -> list[str]:
+    """Of what is due, whose it is; all of it is done."""
+    found = []
+    while True:
+        async with control.removals.claim() as claim:
+            if claim is None:
+                return sorted(found)
+            found.append(f"{claim.removal.target_id} {claim.removal.what}")
+            await claim.done()
+
+
+async def test_what_is_being_made_is_nobodys_to_remove_and_is_not_shown(control: Control) -> None:
+    async with control.definitions.making(OTHER) as enter:
+        assert await left(control) == []
+        assert await due(control) == []
+        await enter()
+    assert OTHER.id in (await control.definitions.snapshot()).vector_tables
+    assert await left(control) == []
+    # nothing that comes late takes from it either
+    assert await control.removals.put(replace(OTHER, id="vt_none"), ("topics",))
+    assert await due(control) == ["vt_none topics"]
+
+
+async def test_what_was_made_for_a_table_that_is_not_entered_is_removed(control: Control) -> None:
+    with pytest.raises(RuntimeError):
+        async with control.definitions.making(OTHER):
+            raise RuntimeError
+    assert OTHER.id not in (await control.definitions.snapshot()).vector_tables
+    found: list[str] = []
+
+    async def removed() -> bool:
+        found.extend(await due(control))
+        return len(found) >= 2
+
+    await eventually(removed)
+    assert found == [f"{OTHER.id} storage", f"{OTHER.id} topics"]
+
+
+async def test_a_table_that_cannot_be_entered_is_removed_with_what_was_made(control: Control) -> None:
+    with pytest.raises(Conflict):
+        async with control.definitions.making(replace(OTHER, name=PRODUCTS.name)) as enter:
+            await enter()
+    # its maker need not wait for it to be due
+    ids = await control.removals.put(OTHER, ("storage", "topics"))
+    assert [r.id for r in await control.removals.open()] == list(ids)
+    assert await due(control) == [f"{OTHER.id} storage", f"{OTHER.id} topics"]
+
+
+async def test_what_is_left_of_making_is_shown_once_it_cannot_be_removed(control: Control) -> None:
+    with pytest.raises(RuntimeError):
+        async with control.definitions.making(OTHER):
+            raise RuntimeError
+
+    async def failed() -> bool:
+        async with control.removals.claim() as claim:
+            if claim is not None:
+                await claim.failed("the log is away", 3600)
+        return len(await control.removals.open()) == 2
+
+    await eventually(failed)
+    assert {r.last_error for r in await control.removals.open()} == {"the log is away"}
+
+
+async def test_a_maker_whose_session_is_lost_enters_nothing(postgres: Any) -> None:
+    control = await open_control(postgres.dsn, environment="prod", secret_key="a passphrase")
+    try:
+        await control.definitions.put_connection(SHOP)
+        await control.definitions.put_provider(LOCAL)
+
+        async def make() -> None:
+            async with control.definitions.making(OTHER) as enter:
+                postgres.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE state = 'idle in transaction' AND application_name = 'walvec control'"
+                )
+                await enter()
+
+        with pytest.raises(ControlUnavailable):
+            await make()
+        assert (await control.definitions.snapshot()).vector_tables == {}
+        found: list[str] = []
+
+        async def removed() -> bool:
+            found.extend(await due(control))
+            return len(found) >= 2
+
+        await eventually(removed)
     finally:
         await control.close()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
@@ -196,6 +197,15 @@ class MemoryDefinitions:
     async def snapshot(self) -> Snapshot:
         return self._now
 
+    @property
+    def known(self) -> Snapshot:
+        return self._now
+
+    def version(self) -> asyncio.Future[int]:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        found.set_result(self._now.version)
+        return found
+
     def _environment(self, old: Named | None, new: Named) -> Environment:
         found = self._now.environments.get((old or new).environment_id or self._control.feed.home)
         if found is None:
@@ -238,6 +248,17 @@ class MemoryDefinitions:
             self._control.removals.take_back(new.connection_id)
         if new != old:
             self._control.feed.move(vector_tables={**self._now.vector_tables, table.id: new})
+
+    @asynccontextmanager
+    async def making(self, table: VectorTable) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        with self._control.removals.held(table) as left:
+
+            async def enter() -> None:
+                await self.put_vector_table(table)
+                for one in left:
+                    self._control.removals.end(one)
+
+            yield enter
 
     async def rebuild(
         self,

@@ -7,7 +7,8 @@ something changed. Next: `feed` (how others feel it), `tasks`, `letters`, `progr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +28,7 @@ from walvec.definitions.model import (
 )
 from walvec.definitions.permits import ControlPermits
 from walvec.definitions.pool import Connection as Session
-from walvec.definitions.pool import Pool, connect
+from walvec.definitions.pool import Pool, connect, translated
 from walvec.definitions.progress import ControlProgress, ControlReports
 from walvec.definitions.rebuilds import Rebuilds, Swaps
 from walvec.definitions.removals import ControlRemovals
@@ -37,6 +38,9 @@ from walvec.definitions.schema import prepare
 from walvec.definitions.secrets import Secrets
 from walvec.definitions.stored import TABLES, find, locked, transform, write
 from walvec.definitions.tasks import ControlTasks, as_json, instant, storable
+
+_MAKERS = 8
+"""Vector tables that are made at once in one process; each has a session."""
 
 
 async def open_control(dsn: str, *, environment: str, secret_key: str | Secrets) -> ControlDatabase:
@@ -95,8 +99,16 @@ class ControlDefinitions(Rebuilds):
     def __init__(self, pool: Pool, secrets: Secrets) -> None:
         super().__init__(pool)
         self._secrets = secrets
+        self._makers = asyncio.Semaphore(_MAKERS)
         self._last: Snapshot | None = None
         self._reading = asyncio.Lock()
+
+    @property
+    def known(self) -> Snapshot | None:
+        return self._last
+
+    def version(self) -> asyncio.Future[int]:
+        return self._pool.version()
 
     async def snapshot(self) -> Snapshot:
         if self._last is not None and self._last.version == await self._pool.version():
@@ -215,41 +227,62 @@ class ControlDefinitions(Rebuilds):
             )
 
     async def put_vector_table(self, table: VectorTable, *, etag: str | None = None) -> None:
-        now = instant(datetime.now(UTC))
-        streamed = table.source is None and table.id not in (await self.snapshot()).vector_tables
+        new = table.id not in (await self.snapshot()).vector_tables
         async with self._pool.transaction() as conn:
-            # before the installation's lock: this may wait for a source that is slow to answer
-            reused = streamed and await removals.take_back(conn, table.connection_id)
-            await self._pool.order(conn)
-            if streamed:  # and what was deleted in between
-                reused = await removals.take_back(conn, table.connection_id) or reused
-            if reused:
-                await removals.forget_slot(conn, table.connection_id)
-            old = await find(conn, table.id)
-            if old is not None:
-                revisions.check(old, etag)
-            environment_id = old.environment_id if old else table.environment_id or self._pool.environment_id
-            schema = old.view_schema if old else table.view_schema
-            new = transitions.put(old, replace(table, environment_id=environment_id, view_schema=schema), now)
-            if old is None:
-                await conn.execute(
-                    "INSERT INTO walvec_control.vector_tables"
-                    " (environment_id, id, name, connection_id, embedding_provider_id, definition, dead_in_row)"
-                    " VALUES (%s, %s, %s, %s, %s, %s, %s)",
-                    [
-                        new.environment_id,
-                        new.id,
-                        new.name,
-                        new.connection_id,
-                        new.embedding_provider_id,
-                        as_json(table_json(new)),
-                        new.dead_in_row,
-                    ],
-                )
-            elif new != old:
-                await write(conn, new)
-            if new != old:
-                await self._pool.move(conn)
+            await self._put(conn, table, etag, streamed=new and table.source is None)
+
+    @asynccontextmanager
+    async def making(self, table: VectorTable) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        # a session of its own: stores and logs may be slow, and the pool's are for those who are quick
+        async with self._makers, await connect(self._pool.dsn) as conn:
+            with translated():
+                async with conn.transaction():
+                    left = await removals.enter(conn, table, removals.OF_MAKING, making=True)
+                async with conn.transaction():
+                    await removals.hold(conn, left)
+
+                    async def enter() -> None:
+                        with translated():
+                            await self._put(conn, table, None, streamed=table.source is None)
+                            await removals.made(conn, left)
+
+                    yield enter
+
+    async def _put(self, conn: Session, table: VectorTable, etag: str | None, *, streamed: bool) -> None:
+        """`streamed`: it is a new one, whose changes come through the connection's slot."""
+        now = instant(datetime.now(UTC))
+        # before the installation's lock: this may wait for a source that is slow to answer
+        reused = streamed and await removals.take_back(conn, table.connection_id)
+        await self._pool.order(conn)
+        if streamed:  # and what was deleted in between
+            reused = await removals.take_back(conn, table.connection_id) or reused
+        if reused:
+            await removals.forget_slot(conn, table.connection_id)
+        old = await find(conn, table.id)
+        if old is not None:
+            revisions.check(old, etag)
+        environment_id = old.environment_id if old else table.environment_id or self._pool.environment_id
+        schema = old.view_schema if old else table.view_schema
+        new = transitions.put(old, replace(table, environment_id=environment_id, view_schema=schema), now)
+        if old is None:
+            await conn.execute(
+                "INSERT INTO walvec_control.vector_tables"
+                " (environment_id, id, name, connection_id, embedding_provider_id, definition, dead_in_row)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+                [
+                    new.environment_id,
+                    new.id,
+                    new.name,
+                    new.connection_id,
+                    new.embedding_provider_id,
+                    as_json(table_json(new)),
+                    new.dead_in_row,
+                ],
+            )
+        elif new != old:
+            await write(conn, new)
+        if new != old:
+            await self._pool.move(conn)
 
     async def set_paused(self, table_id: str, paused: bool) -> None:
         await transform(self._pool, table_id, lambda t: transitions.paused(t, paused))

@@ -2,7 +2,9 @@
 
 Law: a removal is written in the transaction that deletes the definition, and goes in the one that knows its end.
 Whoever works at it holds its row; a new vector table on the connection takes the removal of the slot back, and waits
-for whoever works at it; so neither takes from the other. Next: `api.removals` works at them.
+for whoever works at it; so neither takes from the other. Whoever makes a new vector table's storage and topics enters
+their removal first, holds it, and takes it back in the transaction that enters the definition: what is killed in
+between is removed. Next: `api.removals` works at them.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from walvec.contracts.errors import NotFound
+from walvec.contracts.errors import ControlUnavailable, NotFound
 from walvec.definitions.model import VectorTable
 from walvec.definitions.pool import Connection as Session
 from walvec.definitions.pool import Pool
@@ -27,6 +29,10 @@ _TOGETHER = 3
 """In hand in one process: each holds a session of the control database, and some must be left to others."""
 OF_SOURCE: tuple[What, ...] = ("publication", "slot")
 """What another vector table of the connection may want again."""
+OF_MAKING: tuple[What, ...] = ("storage", "topics")
+"""What is made before a vector table is entered."""
+MADE_SECONDS = 2.0
+"""A maker that was killed may have sent something that is not done yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +77,17 @@ _COLUMNS = (
 _FROM = "walvec_control.removals r LEFT JOIN walvec_control.connections c ON c.id = r.connection_id"
 
 
-async def enter(conn: Session, table: VectorTable, what: Sequence[What]) -> list[str]:
-    """Writes the removals of a vector table, with its connection's credentials; their ids."""
+async def enter(conn: Session, table: VectorTable, what: Sequence[What], *, making: bool = False) -> list[str]:
+    """Writes the removals of a vector table, with its connection's credentials; their ids. `making`: nobody is shown
+    them, and they are not due at once."""
     ids = [new_removal_id() for _ in what]
     for removal_id, one in zip(ids, what, strict=True):
         slot = one == "slot"
         await conn.execute(
             "INSERT INTO walvec_control.removals (id, environment_id, what, target_id, name, connection_id,"
-            " credentials, definition, view_schema)"
-            " SELECT %s, %s, %s, %s, coalesce(%s, c.name, ''), %s, c.credentials, %s, %s"
+            " credentials, definition, view_schema, making, next_at)"
+            " SELECT %s, %s, %s, %s, coalesce(%s, c.name, ''), %s, c.credentials, %s, %s, %s,"
+            " clock_timestamp() + make_interval(secs => %s)"
             " FROM (SELECT) one LEFT JOIN walvec_control.connections c ON c.id = %s",
             [
                 removal_id,
@@ -90,10 +98,26 @@ async def enter(conn: Session, table: VectorTable, what: Sequence[What]) -> list
                 table.connection_id,
                 None if slot else as_json(table_json(table)),
                 None if slot else table.view_schema,
+                making,
+                MADE_SECONDS if making else 0.0,
                 table.connection_id,
             ],
         )
     return ids
+
+
+async def hold(conn: Session, ids: Sequence[str]) -> None:
+    """Until the transaction's end nobody works at these. Raises ControlUnavailable when somebody has done so."""
+    cursor = await conn.execute(
+        "SELECT 1 FROM walvec_control.removals WHERE id = ANY(%s) ORDER BY sequence FOR UPDATE", [list(ids)]
+    )
+    if len(await cursor.fetchall()) != len(ids):
+        raise ControlUnavailable("the control database took too long.", "Try again.")
+
+
+async def made(conn: Session, ids: Sequence[str]) -> None:
+    """With the definition's entry, by who holds them."""
+    await conn.execute("DELETE FROM walvec_control.removals WHERE id = ANY(%s)", [list(ids)])
 
 
 async def take_back(conn: Session, connection_id: str) -> bool:
@@ -148,7 +172,8 @@ class Claim:
 
     async def failed(self, reason: str, again_in: float) -> None:
         await self._conn.execute(
-            "UPDATE walvec_control.removals SET attempts = attempts + 1, last_error = %s, updated_at = now(),"
+            "UPDATE walvec_control.removals SET attempts = attempts + 1, last_error = %s, making = false,"
+            " updated_at = now(),"
             " next_at = clock_timestamp() + make_interval(secs => %s) WHERE id = %s",
             [storable(reason), again_in, self.removal.id],
         )
@@ -165,7 +190,8 @@ class ControlRemovals:
     async def open(self, environment_id: str | None = None) -> list[Removal]:
         async with self._pool.transaction() as conn:
             cursor = await conn.execute(
-                f"SELECT {_COLUMNS} FROM {_FROM} WHERE %s::text IS NULL OR r.environment_id = %s ORDER BY r.sequence",
+                f"SELECT {_COLUMNS} FROM {_FROM} WHERE NOT r.making AND (%s::text IS NULL OR r.environment_id = %s)"
+                " ORDER BY r.sequence",
                 [environment_id, environment_id],
             )
             return [self._removal(row) for row in await cursor.fetchall()]
@@ -198,6 +224,7 @@ class ControlRemovals:
 
     async def put(self, table: VectorTable, what: Sequence[What]) -> list[str]:
         async with self._pool.transaction() as conn:
+            await conn.execute("DELETE FROM walvec_control.removals WHERE target_id = %s AND making", [table.id])
             return await enter(conn, table, what)
 
     async def give_up(self, removal_id: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from walvec.contracts.errors import NotFound
 from walvec.definitions.model import VectorTable
-from walvec.definitions.removals import OF_SOURCE, Removal, What, new_removal_id
+from walvec.definitions.removals import MADE_SECONDS, OF_MAKING, OF_SOURCE, Removal, What, new_removal_id
 
 if TYPE_CHECKING:
     from walvec.definitions.memory import MemoryControl
@@ -37,9 +37,11 @@ class MemoryRemovals:
         self._left: dict[str, Removal] = {}
         self._due: dict[str, float] = {}
         self._claimed: set[str] = set()
+        self._making: set[str] = set()
 
     async def open(self, environment_id: str | None = None) -> list[Removal]:
-        return [r for r in self._left.values() if environment_id in (None, r.environment_id)]
+        shown = [r for r in self._left.values() if r.id not in self._making]
+        return [r for r in shown if environment_id in (None, r.environment_id)]
 
     @asynccontextmanager
     async def claim(
@@ -64,7 +66,21 @@ class MemoryRemovals:
         """Nothing outlives this process."""
 
     async def put(self, table: VectorTable, what: Sequence[What]) -> list[str]:
+        for one in [r for r in self._left.values() if r.id in self._making and r.target_id == table.id]:
+            self.end(one)
         return self.enter(table, what)
+
+    @contextmanager
+    def held(self, table: VectorTable) -> Iterator[list[Removal]]:
+        """Storage and topics of a table that is being made; nobody works at them meanwhile."""
+        ids = self.enter(table, OF_MAKING)
+        self._making.update(ids)
+        self._claimed.update(ids)
+        self._due |= {i: monotonic() + MADE_SECONDS for i in ids}
+        try:
+            yield [self._left[i] for i in ids]
+        finally:
+            self._claimed.difference_update(ids)
 
     async def give_up(self, removal_id: str) -> None:
         if removal_id not in self._left:
@@ -102,9 +118,11 @@ class MemoryRemovals:
 
     def end(self, removal: Removal) -> None:
         self._left.pop(removal.id, None)
+        self._making.discard(removal.id)
         if removal.what == "slot":
             self._control.progress.forget(removal.connection_id)
 
     def again(self, removal: Removal, reason: str, again_in: float) -> None:
+        self._making.discard(removal.id)
         self._left[removal.id] = replace(removal, attempts=removal.attempts + 1, last_error=reason)
         self._due[removal.id] = monotonic() + again_in
