@@ -97,7 +97,7 @@ async def plan(
     providers = {p.name: p for p in snapshot.providers.values() if p.id not in gone}
     for provider_spec in document.embedding_providers:
         known_provider(provider_spec.provider, models)
-        provider_step = _provider(provider_spec, providers.get(provider_spec.name), snapshot, environment)
+        provider_step = _provider(provider_spec, providers.get(provider_spec.name), snapshot, models, environment)
         steps.append(provider_step)
         assert isinstance(provider_step.value, EmbeddingProvider)
         providers[provider_spec.name] = provider_step.value
@@ -177,7 +177,11 @@ async def _connection(
 
 
 def _provider(
-    spec: ProviderSpec, old: EmbeddingProvider | None, snapshot: Snapshot, environment: Environment | None
+    spec: ProviderSpec,
+    old: EmbeddingProvider | None,
+    snapshot: Snapshot,
+    models: Models,
+    environment: Environment | None,
 ) -> Step:
     if spec.base_url is not None and (old is None or old.base_url != spec.base_url):
         check_base_url(spec.base_url)
@@ -212,6 +216,8 @@ def _provider(
                 + ".",
                 "Define a provider under a new name, or delete those vector tables first.",
             )
+    if old is None or {"provider", "base_url", "api_key"} & fields.keys():
+        models.check_provider(new)
     return _step("embedding_provider", spec.name, old, new, fields)
 
 

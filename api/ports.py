@@ -116,5 +116,8 @@ class Models(Protocol):
         """The dimensions the model will give. Raises DefinitionError when `dimensions` do not fit what is known
         (static: the model's own; openai: catalogue where known). No paid call is made."""
 
+    def check_provider(self, provider: EmbeddingProvider) -> None:
+        """Raises DefinitionError for one that nobody would answer: without an address, or without its vendor's key."""
+
     def providers(self) -> Mapping[str, Sequence[tuple[str, int]]]:
         """Known provider kinds with their model catalogue."""

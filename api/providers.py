@@ -44,7 +44,7 @@ async def create(body: NewProvider, services: Use) -> Json:
         created_at=now(),
         environment_id=services.environment.id,
     )
-    _check_address(made, services)
+    _check(made, services)
     await _store(made, services)
     return Json(_with_models(made, services), status_code=201)
 
@@ -96,7 +96,8 @@ async def change(provider_id: str, body: ChangedProvider, services: Use) -> Json
             "api_key: it is not sent to another address or vendor without being given again.",
             "Give the key for the new address (an empty one if it needs none).",
         )
-    _check_address(new, services)
+    if _asked_by(new) != _asked_by(old):
+        _check(new, services)
     await _store(new, services)
     return Json(_with_models((await services.snapshot()).providers.get(new.id, new), services))
 
@@ -123,11 +124,14 @@ def _runnable(kind: str, services: Services) -> None:
     known_provider(kind, services.models)
 
 
-def _check_address(found: EmbeddingProvider, services: Services) -> None:
+def _check(found: EmbeddingProvider, services: Services) -> None:
     if found.base_url is not None:
         check_base_url(found.base_url)
-    elif found.provider == "custom" and not getattr(services.settings.providers.get("custom"), "base_url", None):
-        raise invalid("base_url: a provider of kind custom needs one.", "Set base_url (it ends with /v1).")
+    services.models.check_provider(found)
+
+
+def _asked_by(provider: EmbeddingProvider) -> tuple[str | None, ...]:
+    return provider.provider, provider.api_key, provider.base_url
 
 
 async def _store(found: EmbeddingProvider, services: Services) -> None:

@@ -72,6 +72,9 @@ class ModelAccess:
         registry.make(provider, model, dimensions, self._settings)  # its own complaints: address, limits
         return dimensions
 
+    def check_provider(self, provider: EmbeddingProvider) -> None:
+        registry.check(provider, self._settings)
+
     def providers(self) -> Mapping[str, Sequence[tuple[str, int]]]:
         return {name: tuple(kind.models) for name, kind in registry.KINDS.items()}
 

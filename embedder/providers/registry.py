@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from embedder.packing import Limits
 from embedder.providers import fake, guarded, openai, static
@@ -27,6 +27,8 @@ class ProviderKind:
     resizable: frozenset[str] = frozenset()
     closed: bool = False
     """No other model than those of `models` exists."""
+    needs: Literal["api_key", "base_url"] | None = None
+    """Without it nobody answers, unless the settings name another address; nor is a key needed at another address."""
 
 
 def limits_of(default: Limits, chosen: Mapping[str, Any]) -> Limits:
@@ -80,9 +82,10 @@ KINDS: dict[str, ProviderKind] = {
         _compatible("openai", openai.BASE_URL),
         tuple((name, dims) for name, (dims, _) in openai.CATALOGUE.items()),
         frozenset(name for name, (_, resizable) in openai.CATALOGUE.items() if resizable),
+        needs="api_key",
     ),
     "fake": ProviderKind(_fake, ((fake.MODEL, 256),), frozenset((fake.MODEL,))),
-    "custom": ProviderKind(_compatible("custom", None)),
+    "custom": ProviderKind(_compatible("custom", None), needs="base_url"),
     "ollama": ProviderKind(_compatible("ollama", "http://127.0.0.1:11434/v1")),
 }
 
@@ -93,6 +96,21 @@ def kind_of(name: str) -> ProviderKind:
     if found is None:
         raise DefinitionError(f'there is no embedding provider kind "{name}".', f"Use one of: {', '.join(KINDS)}.")
     return found
+
+
+def check(provider: EmbeddingProvider, settings: Settings) -> None:
+    """Whether anybody would answer it as it is. Raises DefinitionError."""
+    needs = kind_of(provider.provider).needs
+    configured = settings.providers.get(provider.provider)
+    if needs is None or provider.base_url or (configured and configured.base_url) or getattr(provider, needs):
+        return
+    cures = {
+        "api_key": "Set api_key; or base_url, where a server of your own answers without one.",
+        "base_url": "Set base_url (it ends with /v1).",
+    }
+    raise DefinitionError(
+        f"{needs}: embedding provider {provider.name!r} is of kind {provider.provider}, which needs one.", cures[needs]
+    )
 
 
 def make(provider: EmbeddingProvider, model: str, dimensions: int, settings: Settings) -> Provider:

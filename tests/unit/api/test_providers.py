@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
+from embedder.providers import registry
 from tests.unit.api.worlds import World
+from walvec.contracts.errors import DefinitionError
+from walvec.definitions.model import EmbeddingProvider
+from walvec.runtime.settings import settings_from
 
 PATH = "/v1/embedding-providers"
 OPENAI = {"name": "openai-prod", "provider": "openai", "api_key": "sk-first"}
@@ -72,6 +76,36 @@ async def test_a_key_is_not_sent_to_another_address(world: World) -> None:
     assert "api_key" in refused["error"]["message"]
     await world.ask("PUT", f"{PATH}/{provider}", {**body, "api_key": "sk-proxy"})
     assert stored(world, provider).base_url == "https://proxy.example/v1"
+
+
+async def test_openais_own_address_needs_a_key(world: World) -> None:
+    """The embedder takes a key from nowhere else; a compatible server may need none."""
+    for without in ({}, {"api_key": ""}, {"api_key": None}):
+        body = {"name": "openai-prod", "provider": "openai", **without}
+        error = (await world.ask("POST", PATH, body, 422))["error"]
+        assert (error["code"], error["message"].partition(":")[0]) == ("validation_error", "api_key")
+        assert "base_url" in error["resolution"]
+    assert world.control.feed.current.providers == {}
+    local = {"name": "local", "provider": "openai", "base_url": "http://127.0.0.1:9/v1"}
+    assert (await world.ask("POST", PATH, local, 201))["has_api_key"] is False
+    provider = await made(world)
+    assert "api_key" in (await world.ask("PUT", f"{PATH}/{provider}", {"api_key": ""}, 422))["error"]["message"]
+    assert stored(world, provider).api_key == "sk-first"
+    static = (await world.ask("POST", PATH, {"name": "static", "provider": "static"}, 201))["id"]
+    assert "api_key" in (await world.ask("PUT", f"{PATH}/{static}", {"provider": "openai"}, 422))["error"]["message"]
+
+
+async def test_a_provider_without_a_key_of_before_is_still_renamed(world: World) -> None:
+    provider = await made(world)
+    await world.control.definitions.put_provider(replace(stored(world, provider), api_key=None))
+    assert (await world.ask("PUT", f"{PATH}/{provider}", {"name": "renamed"}))["name"] == "renamed"
+
+
+def test_an_address_in_the_settings_needs_no_key() -> None:
+    settings = settings_from({"providers": {"openai": {"base_url": "http://127.0.0.1:9/v1"}}})
+    registry.check(EmbeddingProvider("emb_1", "p", "openai"), settings)
+    with pytest.raises(DefinitionError, match="base_url"):
+        registry.check(EmbeddingProvider("emb_1", "p", "custom"), settings)
 
 
 async def test_a_provider_in_use_keeps_its_kind_and_stays(world: World) -> None:

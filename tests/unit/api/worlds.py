@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from api.app import create_app
 from api.lifecycle import BACKFILLS, OPEN
 from api.services import Services
+from embedder.providers import registry
 from tests.plugins.openapi import Contract
 from walvec.contracts.errors import DefinitionError, SourceUnavailable
 from walvec.contracts.keys import partition_of
@@ -23,7 +24,7 @@ from walvec.contracts.position import Position
 from walvec.contracts.sources import Check, SourceIdentity, SourceTable, TableColumn
 from walvec.contracts.stores import Differences, Hit
 from walvec.definitions.memory import MemoryControl
-from walvec.definitions.model import SourceProgress, VectorTable
+from walvec.definitions.model import EmbeddingProvider, SourceProgress, VectorTable
 from walvec.runtime.settings import settings_from
 from walvec.transport.memory import MemoryLog
 from walvec.transport.records import Record, changes_topic, embedder_group, sink_group, vectors_topic
@@ -186,6 +187,9 @@ class FakeModels:
 
     async def check(self, provider: Any, model: str, dimensions: int | None) -> int:
         return dimensions or 256
+
+    def check_provider(self, provider: EmbeddingProvider) -> None:
+        registry.check(provider, settings_from({}))
 
     def providers(self) -> Mapping[str, Sequence[tuple[str, int]]]:
         return {"static": [("minilm-static-256", 256)], "openai": [("text-embedding-3-small", 1536)]}

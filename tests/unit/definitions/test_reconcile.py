@@ -8,11 +8,13 @@ import pytest
 
 from api.plan import Plan, plan
 from api.reconcile import apply
+from embedder.providers import registry
 from walvec.contracts.errors import ConfigError, DefinitionError, StoreRejected
 from walvec.contracts.sources import Check, SourceTable, TableColumn
 from walvec.definitions.document import Document, loads
 from walvec.definitions.memory import MemoryControl
 from walvec.definitions.model import Connection, EmbeddingProvider, Generation, VectorTable
+from walvec.runtime.settings import settings_from
 
 TEXT = """
 connections: [{name: shop, url: "postgresql://u:s3cr3t@h/d"}]
@@ -105,6 +107,9 @@ class World:
         if dimensions not in (None, 256):
             raise DefinitionError(f"{model} has 256 dimensions, not {dimensions}.", "Remove it.")
         return 256
+
+    def check_provider(self, provider: EmbeddingProvider) -> None:
+        registry.check(provider, settings_from({}))
 
     def providers(self) -> Mapping[str, Sequence[tuple[str, int]]]:
         return {"static": [("minilm-static-256", 256)], "openai": []}
@@ -401,3 +406,11 @@ async def test_prune_removes_what_the_file_does_not_name() -> None:
         ("release", "shop"),
     }
     assert await world.control.removals.open() == []
+
+
+async def test_a_vendors_provider_without_its_key_is_refused_before_anything_is_made() -> None:
+    world = World()
+    for wrong in ("", ', api_key: ""'):
+        with pytest.raises(DefinitionError, match="api_key"):
+            await world.apply(changed("provider: static", f"provider: openai{wrong}"))
+    assert world.control.feed.current.connections == {}
