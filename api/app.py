@@ -47,8 +47,20 @@ from walvec.runtime.lifecycle import OWN_KEY
 _OPEN = ("/health", "/docs", "/openapi.json", "/errors")
 
 
-def create_app(services: Services) -> FastAPI:
-    app = FastAPI(title="walvec", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+class App(FastAPI):
+    """With two layers around the framework's own: what every request has, and the short way of queries."""
+
+    outermost: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.outermost(scope, receive, send)
+
+    async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(scope, receive, send)
+
+
+def create_app(services: Services) -> App:
+    app = App(title="walvec", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.services = services
     freshness = app.state.freshness = Freshness()
     problems.install(app)
@@ -86,8 +98,8 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(Bodies, reader=reader)
     app.add_middleware(RateLimit, rate=rate)
     app.add_middleware(Gate, definitions=services.control.definitions, access=access)
-    app.add_middleware(FastQuery, services=services, freshness=freshness, access=access, rate=rate, reader=reader)
-    app.add_middleware(Requests)
+    fast = FastQuery(app.framework, services=services, freshness=freshness, access=access, rate=rate, reader=reader)
+    app.outermost = Requests(fast)
     return app
 
 

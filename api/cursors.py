@@ -7,7 +7,6 @@ provider may embed the same text a little differently the next time, and would b
 from __future__ import annotations
 
 import binascii
-import json
 import math
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import numpy as np
 import orjson
 
 from api.problems import invalid
+from api.responses import dump
 from walvec.contracts.stores import Place
 
 _AGAIN = "Ask for the first page again, without a cursor."
@@ -25,7 +25,7 @@ _AGAIN = "Ask for the first page again, without a cursor."
 
 def fingerprint(table_id: str, query: str | None, vector: bytes, filters: Mapping[str, Any] | None, least: Any) -> str:
     """`vector`: of a query without a text."""
-    told = json.dumps([table_id, query, least, filters or None], sort_keys=True).encode()
+    told = dump([table_id, query, least, filters or None], ordered=True)
     return blake2b(told + b"\x00" + vector, digest_size=12).hexdigest()
 
 

@@ -16,12 +16,14 @@ class Json(Response):
         return dump(content)
 
 
-def dump(content: Any) -> bytes:
-    """orjson writes NaN as null; what it cannot write (half a surrogate pair) is replaced, never refused."""
+def dump(content: Any, *, ordered: bool = False) -> bytes:
+    """orjson writes NaN as null; what it cannot write (half a surrogate pair) is replaced, never refused. `ordered`: by
+    the names of objects."""
+    option = orjson.OPT_NON_STR_KEYS | (orjson.OPT_SORT_KEYS if ordered else 0)
     try:
-        return orjson.dumps(content, default=str, option=orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(content, default=str, option=option)
     except TypeError:
-        return orjson.dumps(_whole(content), default=str, option=orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(_whole(content), default=str, option=option)
 
 
 def _whole(value: Any) -> Any:

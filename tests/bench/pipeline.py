@@ -25,9 +25,10 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from tests.acceptance.harness import Walvec, document, free_port, wait_until
+from tests.acceptance.harness import Walvec, document, wait_until
 from tests.bench import query_bench, swap_bench
 from tests.bench.rows import COLUMNS, rows
+from tests.plugins.ports import free_port
 from walvec.definitions import document as definitions
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
 
@@ -346,6 +347,13 @@ def queries(b: Bench) -> list[Figure]:
     one, many = "1 clients", "4 clients"
     return [
         Figure("query, p50, one client", found[f"api p50 ms, {one}"], "ms", found[f"sql p50 ms, {one}"], "≤ 1.5"),
+        Figure(
+            "query, p50, one client, beside SQL and an empty HTTP answer",
+            found[f"api p50 ms, {one}"],
+            "ms",
+            found[f"sql p50 ms, {one}"] + found[f"bare http p50 ms, {one}"],
+            "1 = walvec costs nothing",
+        ),
         Figure("query, p50, 4 clients", found[f"api p50 ms, {many}"], "ms", found[f"sql p50 ms, {many}"], "≤ 1.5"),
         Figure(
             "queries, 4 clients", found[f"api queries/s, {many}"], "1/s", found[f"sql queries/s, {many}"], "value ≥ 500"

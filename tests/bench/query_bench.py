@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import socket
 import statistics
 import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -21,16 +23,20 @@ import numpy as np
 import orjson
 import psutil
 import psycopg
+import uvicorn
 
+from api.wire import Protocol
 from embedder.providers import registry
 from sink.stores.pgvector_session import QueryVector, QueryVectorDumper
-from tests.acceptance.harness import Walvec, document
+from tests.acceptance.harness import Walvec, document, wait_until
+from tests.plugins.ports import free_port
 from walvec.contracts.keys import key_id
 from walvec.definitions.model import EmbeddingProvider
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
 from walvec.runtime.settings import settings_from
 
 DIMENSIONS = 256
+_CONSTANT = b"x" * 4000
 WORDS = ("amber", "basalt", "cedar", "dune", "ember", "fjord", "grove", "harbor", "inlet", "juniper", "kelp", "lagoon")
 
 
@@ -84,6 +90,40 @@ def ask_sql(dsn: str, statement: str, vectors: list[bytes], count: int, seed: in
             connection.execute(statement.encode(), (vector,), prepare=True).fetchall()
             found.append(time.perf_counter() - start)
     return found
+
+
+async def constant(scope: Any, receive: Any, send: Any) -> None:
+    """An application that answers as much as a query does, and does nothing for it."""
+    await receive()
+    head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(_CONSTANT))]
+    await send({"type": "http.response.start", "status": 200, "headers": head})
+    await send({"type": "http.response.body", "body": _CONSTANT})
+
+
+def serve_constant(port: int) -> None:
+    uvicorn.run(constant, port=port, log_level="error", lifespan="off", http=Protocol, proxy_headers=False)
+
+
+@contextmanager
+def bare_server() -> Iterator[int]:
+    """The API's HTTP server with nothing behind it: what HTTP alone costs here. Yields its port."""
+    port = free_port()
+    process = multiprocessing.get_context("spawn").Process(target=serve_constant, args=(port,), daemon=True)
+    process.start()
+    try:
+        wait_until(lambda: answers(port), what="an HTTP server")
+        yield port
+    finally:
+        process.terminate()
+        process.join()
+
+
+def answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
 
 
 def measured(clients: int, count: int, work: Callable[..., list[float]], *arguments: Any) -> Measured:
@@ -182,9 +222,13 @@ def measure(w: Walvec, source: str, store: str, rows: int, clients: int, count: 
         alone = measured(n, count, ask_sql, *sql)
         before = used(api)
         through = measured(n, count, ask_api, "127.0.0.1", w.port, "things")
+        with bare_server() as port:
+            bare = measured(n, count, ask_api, "127.0.0.1", port, "things")
         out[f"sql p50 ms, {n} clients"] = alone.p50 * 1000
         out[f"api p50 ms, {n} clients"] = through.p50 * 1000
         out[f"ratio, {n} clients"] = through.p50 / alone.p50
+        out[f"bare http p50 ms, {n} clients"] = bare.p50 * 1000
+        out[f"ratio if only http and sql cost, {n} clients"] = (alone.p50 + bare.p50) / alone.p50
         out[f"sql queries/s, {n} clients"] = alone.rate
         out[f"api queries/s, {n} clients"] = through.rate
         out[f"api cpu ms per query, {n} clients"] = (used(api) - before) / (n * (count + max(50, count // 5))) * 1000

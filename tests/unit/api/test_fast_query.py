@@ -105,7 +105,7 @@ def stale(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 def asked(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ways that queries took from now on: `short` and `route`."""
     ways: list[str] = []
-    inner, outer = query.answer, fast_query.answer
+    inner = outer = query.answer
 
     async def short(*arguments: Any) -> Any:
         ways.append("short")
