@@ -6,7 +6,10 @@ Next: `catalog`, `reading`, `source`.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
@@ -103,6 +106,24 @@ _REFUSALS = (
 )
 
 
+_SOCKET = re.compile(r".*connection to server on socket (.*) failed: (.*)")
+# why not is not told: it would say which directories there are
+_NO_SOCKET = {
+    os.strerror(code)
+    for code in (
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ECONNREFUSED,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EPROTOTYPE,
+        errno.ENOTSOCK,
+    )
+}
+
+
 def connect_error(e: Exception) -> WalvecError:
     """A failed connection attempt: refused for good, or to be tried again.
 
@@ -111,6 +132,9 @@ def connect_error(e: Exception) -> WalvecError:
     text = [line.strip() for line in str(e).splitlines() if line.strip()]
     told = [line for line in text if not line.startswith("Is the server running")]  # libpq's hint, not the reason
     said = told[-1] if told else type(e).__name__
+    found = _SOCKET.fullmatch(said)
+    if found and found[2] in _NO_SOCKET:
+        said = f"nobody answers at {found[1]}"
     low = str(e).lower()
     state = getattr(e, "sqlstate", None) or ""
     for mark, cure in _REFUSALS:

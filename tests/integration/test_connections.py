@@ -164,3 +164,43 @@ async def test_a_running_reader_takes_new_credentials(world: ApiWorld, source: s
         assert (await world.ask("GET", f"/v1/tasks?table={table['id']}"))["data"] == []
         await world.ask("DELETE", f"/v1/vector-tables/{table['id']}", status=204)
         await world.ask("DELETE", path, status=204)
+
+
+async def test_no_file_of_the_server_is_looked_for_on_a_clients_word(world: ApiWorld, tmp_path: Path) -> None:
+    there = tmp_path / "there.crt"
+    there.write_text("no certificate")
+    made = await world.connection("postgresql://u:hunter2@db/d", tested=False)
+    for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl", "sslcrldir", "passfile", "service"):
+        told = []
+        for file in (there, tmp_path / "gone.crt"):
+            url = f"postgresql://u:hunter2@db/d?sslmode=verify-ca&{name}={file}"
+            for mode in ("managed", "platform"):
+                body = {"name": "a", "mode": mode, "credentials": {"url": url}}
+                told.append(await world.ask("POST", "/v1/providers/postgresql/connections", body, 422))
+            told.append(await world.ask("PUT", f"/v1/connections/{made}", {"credentials": {"url": url}}, 422))
+            for dry_run in (True, False):
+                document = {"connections": [{"name": "a", "url": url}]}
+                told.append(await world.ask("POST", "/v1/apply", {"document": document, "dry_run": dry_run}, 422))
+        assert {t["error"]["code"] for t in told} == {"validation_error"}
+        assert all(name in t["error"]["message"] for t in told)
+        assert "hunter2" not in str(told)
+        assert str(tmp_path) not in str(told)
+    system = "postgresql://u:hunter2@db/d?sslmode=verify-full&sslrootcert=system"
+    await world.connection(system, name="verified", tested=False)
+
+
+async def test_a_socket_that_does_not_answer_does_not_say_which_directories_there_are(
+    world: ApiWorld, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "directory").mkdir()
+    reasons = set()
+    for name in ("file", "directory", "gone", "file/x"):
+        host = str(tmp_path / name)
+        dsn = make_conninfo(host=host, dbname="d", user="u")
+        connection = await world.connection(dsn, name=name, tested=False)
+        found = await world.ask("POST", f"/v1/connections/{connection}/test")
+        assert found["status"] == "failed"
+        assert host in str(found)
+        reasons.add(str(found).replace(host, "HOST"))
+    assert len(reasons) == 1

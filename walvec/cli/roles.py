@@ -78,7 +78,7 @@ async def _run_once(
     role: str, settings: Settings, stop: asyncio.Event, stack: AsyncExitStack, endpoint: Endpoint
 ) -> None:
     service = importlib.import_module(ROLES[role])
-    addresses.configure(settings.api.allowed_hosts)
+    addresses.configure(settings.api.allowed_hosts, settings.api.allowed_certificates)
     control = await open_control(settings)
     stack.push_async_callback(control.close)
     from walvec.transport.open import open_log

@@ -8,6 +8,7 @@ operator sets (control database, pgvector, `providers.<kind>.base_url`) are not 
 from __future__ import annotations
 
 import asyncio
+import posixpath
 import re
 import socket
 import unicodedata
@@ -47,12 +48,16 @@ _REFUSED_NAMES = (
 )
 # Those that say where, who and how. Others name files on this machine, another server, or commands for the session.
 _TAKEN = (
-    "host port dbname user password sslmode sslrootcert sslnegotiation sslsni sslcompression ssl_min_protocol_version"
+    "host port dbname user password sslmode sslnegotiation sslsni sslcompression ssl_min_protocol_version"
     " ssl_max_protocol_version channel_binding require_auth gssencmode target_session_attrs load_balance_hosts"
     " connect_timeout application_name fallback_application_name client_encoding"
     " keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout"
 )
 _PARAMETERS = frozenset(_TAKEN.split())
+_FILES = frozenset(("sslrootcert", "sslcert", "sslkey", "sslcrl", "sslcrldir"))
+"""Those that name files of this machine: whoever may name any learns which there are, and has them used."""
+_SYSTEM = "system"
+"""As `sslrootcert`: the certificate authorities that this machine trusts."""
 _NAT64 = ip_network("64:ff9b::/96")
 
 
@@ -133,20 +138,37 @@ def policy_of(entries: Sequence[str]) -> Policy:
     return Policy(frozenset(names), tuple(suffixes), tuple(networks), unix, restricted=bool(given))
 
 
+def certificates_of(entries: Sequence[str]) -> tuple[str, ...]:
+    """Absolute paths of files and directories. Raises ValueError."""
+    for entry in entries:
+        if not _plain_path(entry) or entry == "/":
+            raise ValueError(f"{entry!r} is not an absolute path of a file or directory")
+    return tuple(entries)
+
+
+def _plain_path(path: str) -> bool:
+    return path.startswith("/") and posixpath.normpath(path) == path and not path.startswith("//") and "\0" not in path
+
+
 _current = Policy()
+_certificates: tuple[str, ...] = ()
 
 
-def configure(allowed_hosts: Sequence[str]) -> None:
-    """This process's policy, from its settings. Before that: all but what is always refused."""
-    global _current
-    _current = policy_of(allowed_hosts)
+def configure(allowed_hosts: Sequence[str], allowed_certificates: Sequence[str] = ()) -> None:
+    """This process's policy, from its settings. Before that: all but what is always refused, and no certificates."""
+    global _current, _certificates
+    _current, _certificates = policy_of(allowed_hosts), certificates_of(allowed_certificates)
 
 
 def check_connection_address(dsn: str) -> None:
     """A source's connection string that came over the API. Raises AddressRefused, never with the password."""
     given = _parts(dsn)
-    for name in given:
-        if name not in _PARAMETERS:
+    for name, value in given.items():
+        if name in _FILES:
+            _check_file(name, str(value))
+        elif name == "sslpassword":
+            continue  # a secret like `password`: it opens the key that sslkey names
+        elif name not in _PARAMETERS:
             raise AddressRefused(
                 f"the connection string has the parameter {name!r}, which is not taken over the API.",
                 "Leave it out; host, port, user, password, database, ssl_mode and time-outs can be set.",
@@ -156,6 +178,19 @@ def check_connection_address(dsn: str) -> None:
             _current.socket()
         else:
             _current.spelled(host)
+
+
+def _check_file(name: str, path: str) -> None:
+    """By its spelling alone: whether it is there is not asked."""
+    if name == "sslrootcert" and path == _SYSTEM:
+        return
+    allowed = _plain_path(path) and any(path == a or path.startswith(a + "/") for a in _certificates)
+    if not allowed:
+        raise AddressRefused(
+            f"the connection string has the parameter {name!r}, which names a file that this walvec does not offer.",
+            "Write sslrootcert=system for certificates of public authorities; whoever runs walvec can offer files by "
+            "api.allowed_certificates.",
+        )
 
 
 def check_base_url(url: str) -> None:

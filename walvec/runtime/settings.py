@@ -11,10 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from walvec.runtime.addresses import policy_of
+from walvec.runtime.addresses import certificates_of, policy_of
+
+
+def _http(value: str) -> str:
+    if not re.match(r"https?://[^/]", value):
+        raise ValueError("must begin with http:// or https://")
+    return value
+
+
+BaseUrl = Annotated[str, AfterValidator(_http)]
+"""Where a provider is asked."""
 
 
 class Section(BaseModel):
@@ -116,6 +126,10 @@ class ApiSettings(Section):
     """Where sources and providers may be: names, *.suffix, addresses, CIDRs, `unix`. None = everywhere but link-local
     and metadata addresses."""
 
+    allowed_certificates: Annotated[tuple[str, ...], NoDecode] = ()
+    """Files, and directories of files, that a connection may name in sslrootcert, sslcert, sslkey, sslcrl, sslcrldir.
+    None = no file."""
+
     @field_validator("rate_limit")
     @classmethod
     def _rate(cls, value: str) -> str:
@@ -130,7 +144,12 @@ class ApiSettings(Section):
         policy_of(value)
         return value
 
-    @field_validator("keys", "allowed_hosts", mode="before")
+    @field_validator("allowed_certificates")
+    @classmethod
+    def _certificates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return certificates_of(value)
+
+    @field_validator("keys", "allowed_hosts", "allowed_certificates", mode="before")
     @classmethod
     def _lists(cls, value: Any) -> Any:
         return _several(value)
@@ -185,14 +204,7 @@ class SinkSettings(Section):
 
 
 class ProviderAddress(Section):
-    base_url: str | None = None
-
-    @field_validator("base_url")
-    @classmethod
-    def _http(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"https?://[^/]", value):
-            raise ValueError("must begin with http:// or https://")
-        return value
+    base_url: BaseUrl | None = None
 
 
 class Settings(BaseSettings):

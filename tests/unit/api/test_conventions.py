@@ -596,9 +596,15 @@ async def test_lists_are_walked_over_http_while_they_change(world: World) -> Non
 def test_settings_of_the_conventions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WALVEC_API__RATE_LIMIT", "6000/MINUTE")
     monkeypatch.setenv("WALVEC_API__ALLOWED_HOSTS", "db, *.example.com,10.0.0.0/8")
+    monkeypatch.setenv("WALVEC_API__ALLOWED_CERTIFICATES", "/etc/ca.pem, /etc/walvec")
     found = settings_from({}).api
+    assert found.allowed_certificates == ("/etc/ca.pem", "/etc/walvec")
     assert found.rate_limit == "6000/minute"
     assert found.allowed_hosts == ("db", "*.example.com", "10.0.0.0/8")
     monkeypatch.setenv("WALVEC_API__ALLOWED_HOSTS", json.dumps(["http://x"]))
     with pytest.raises(ValueError, match="neither a name"):
+        settings_from({})
+    monkeypatch.delenv("WALVEC_API__ALLOWED_HOSTS")
+    monkeypatch.setenv("WALVEC_API__ALLOWED_CERTIFICATES", "ca.pem")
+    with pytest.raises(ValueError, match="not an absolute path"):
         settings_from({})

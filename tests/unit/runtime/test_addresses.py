@@ -107,6 +107,52 @@ def test_parameters_that_reach_further_are_refused(more: str) -> None:
     check_connection_address("postgresql://u:p@db:6000/d?sslmode=verify-full&connect_timeout=3&application_name=a")
 
 
+FILES = ["sslrootcert", "sslcert", "sslkey", "sslcrl", "sslcrldir"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("path", ["/etc/passwd", "/nowhere", "root.crt", "~/x", "", "system "])
+def test_no_file_of_this_machine_is_named(name: str, path: str) -> None:
+    with pytest.raises(AddressRefused, match=f"{name!r}, which names a file") as refused:
+        check_connection_address(psycopg.conninfo.make_conninfo(host="db", dbname="d", **{name: path}))
+    assert "api.allowed_certificates" in refused.value.cure
+
+
+def test_the_machines_own_authorities_may_always_be_named() -> None:
+    check_connection_address("host=db dbname=d sslmode=verify-full sslrootcert=system")
+    with pytest.raises(AddressRefused):
+        check_connection_address("host=db dbname=d sslcert=system")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_are_offered_may_be_named(name: str) -> None:
+    addresses.configure((), ["/etc/walvec/certificates", "/etc/ssl/ca.pem"])
+
+    def check(path: str) -> None:
+        check_connection_address(psycopg.conninfo.make_conninfo(host="db", dbname="d", **{name: path}))
+
+    for path in ("/etc/ssl/ca.pem", "/etc/walvec/certificates/a.crt", "/etc/walvec/certificates/a/b.crt"):
+        check(path)
+    for path in (
+        "/etc/walvec/certificates/../../passwd",
+        "/etc/walvec/certificates2/a.crt",
+        "/etc/walvec",
+        "/etc/ssl/ca.pem.bak",
+        "//etc/ssl/ca.pem",
+        "/etc/walvec/certificates//a.crt",
+        "/etc/walvec/certificates/./a.crt",
+        "certificates/a.crt",
+    ):
+        with pytest.raises(AddressRefused):
+            check(path)
+
+
+@pytest.mark.parametrize("entry", ["", "/", "certificates", "/etc/../root", "//etc"])
+def test_what_is_no_path_cannot_be_offered(entry: str) -> None:
+    with pytest.raises(ValueError):
+        addresses.certificates_of([entry])
+
+
 def test_a_refusal_never_shows_the_password() -> None:
     for dsn in ("postgresql://u:hunter2@169.254.169.254/d", "host=db password=hunter2 service=x", "hunter2 = = ="):
         with pytest.raises(AddressRefused) as refused:
