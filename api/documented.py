@@ -51,7 +51,6 @@ PARAMETERS: Mapping[str, str] = {
     "letter_id": "Number of the dead letter.",
     "limit": "Items per page.",
     "cursor": "next_cursor of the page before.",
-    "after": "next_after of the page before.",
     "target_id": "Only of this vector table, by id or name.",
     "task_type": "Only of this type.",
     "status": "Only in this status.",

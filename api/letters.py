@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Annotated
@@ -9,6 +10,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from api import shapes
+from api.pages import Place, foreign, page, place_of
+from api.paging import Cursor, Limit
 from api.problems import Problem
 from api.responses import Json
 from api.schemas import Replay
@@ -22,18 +25,30 @@ _PER_TASK = 5_000
 
 
 @router.get("/dead-letters")
-async def listed(
-    table_id: str, services: Use, limit: Annotated[int, Query(ge=1, le=1000)] = 1000, after: int = 0
-) -> Json:
+async def listed(table_id: str, services: Use, limit: Limit = 20, cursor: Cursor = None) -> Json:
     table = await services.table(table_id)
-    found = await services.control.letters.page(table.id, limit=limit, after_id=after)
+    after = _after(cursor) if cursor is not None else 0
+    found = await services.control.letters.page(table.id, limit=limit + 1, after_id=after)
+    some, pagination = page(found, limit, cursor, _place)
     return Json(
         {
-            "dead_letters": [shapes.letter(v) for v in found],
+            "dead_letters": [shapes.letter(v) for v in some],
             "total": await services.control.letters.count(table.id),
-            "next_after": found[-1].id if len(found) == limit else None,
+            "pagination": pagination,
         }
     )
+
+
+def _place(letter: DeadLetter) -> Place:
+    """Its number alone: a newer change of the key gives a letter another time, and leaves it where it is."""
+    return "", f"{letter.id:019d}"
+
+
+def _after(cursor: str) -> int:
+    at, number = place_of(cursor)
+    if at or not re.fullmatch("[0-9]{19}", number) or int(number) >= 2**63:
+        raise foreign()
+    return int(number)
 
 
 @router.get("/dead-letters/{letter_id:int}")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from api.problems import invalid
+from api.problems import Problem, invalid
 
 T = TypeVar("T")
 Place = tuple[str, str]
@@ -25,7 +25,7 @@ def page(
     """One page of the items in order of their places, and its `pagination` block."""
     ordered = sorted(((place(item), item) for item in items), key=lambda pair: pair[0], reverse=newest_first)
     if cursor is not None:
-        last = _decode(cursor)
+        last = place_of(cursor)
         ordered = [(at, item) for at, item in ordered if (at < last if newest_first else at > last)]
     found = ordered[:limit]
     more = len(ordered) > limit
@@ -42,12 +42,18 @@ def _encode(last: Place) -> str:
     return base64.urlsafe_b64encode(orjson.dumps({"at": last[0], "id": last[1]})).decode()
 
 
-def _decode(cursor: str) -> Place:
+def place_of(cursor: str) -> Place:
+    """Raises Problem for what no page has given out."""
     try:
         last = orjson.loads(base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True))
         at, name = last["at"], last["id"]
     except (ValueError, KeyError, TypeError, IndexError, binascii.Error) as e:
-        raise invalid("cursor: not one of ours.", "Use next_cursor of the previous page as it stands.") from e
+        raise foreign() from e
     if not isinstance(at, str) or not isinstance(name, str):
-        raise invalid("cursor: not one of ours.", "Use next_cursor of the previous page as it stands.")
+        raise foreign()
     return at, name
+
+
+def foreign() -> Problem:
+    """Of a cursor that is not this list's."""
+    return invalid("cursor: not one of ours.", "Use next_cursor of the previous page as it stands.")

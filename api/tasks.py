@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 
 from api import shapes
 from api.lifecycle import BACKFILLS, OPEN
-from api.pages import page
+from api.pages import Place, foreign, page, place_of
 from api.paging import Cursor, Limit
 from api.problems import Problem
 from api.responses import Json
@@ -18,7 +20,7 @@ from walvec.definitions.model import Task, VectorTable
 from walvec.definitions.removals import Removal
 
 router = APIRouter(prefix="/v1", tags=["tasks"])
-_KEPT = 1000
+_PLACE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z task_[0-9a-f]{1,32}")
 _REASON = "cancelled by request"
 Ref = Annotated[str | None, Query(max_length=1000)]
 
@@ -37,13 +39,30 @@ async def listed(
     ref = target_id if target_id is not None else table
     target = (await services.table(ref)).id if ref is not None else None
     own = services.environment.id
-    found: list[Task | Removal] = [*await services.control.tasks.recent(target, _KEPT, environment_id=own)]
-    if target is None:
+    found: list[Task | Removal] = []
+    if task_type != "removal":
+        before = _behind(cursor) if cursor is not None else None
+        found += await services.control.tasks.page(
+            own, limit=limit + 1, before=before, target_id=target, status=status, task_type=task_type
+        )
+    if target is None and task_type in (None, "removal"):
         found += await services.control.removals.open(own)
     shown = [_shown(t, services.organization.id) for t in found]
-    kept = [t for t in shown if status in (None, t["status"]) and task_type in (None, t["task_type"])]
+    kept = [t for t in shown if status in (None, t["status"])]
     some, pagination = page(kept, limit, cursor, _place, newest_first=True)
     return Json({"data": some, "pagination": pagination})
+
+
+def _behind(cursor: str) -> Place:
+    """The place of the last task that was shown. Raises Problem."""
+    place = place_of(cursor)
+    if not _PLACE.fullmatch(" ".join(place)):
+        raise foreign()
+    try:
+        datetime.fromisoformat(place[0])
+    except ValueError as e:
+        raise foreign() from e
+    return place
 
 
 @router.get("/tasks/{task_id}")

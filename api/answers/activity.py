@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from api.answers.parts import Answer, CreatedAt, FreeForm, OrgId, SyncStatus, TableId, TaskId, Time
+from api.answers.parts import Answer, CreatedAt, FreeForm, OrgId, Pagination, SyncStatus, TableId, TaskId, Time
 
 TaskType = Literal["backfill", "rebackfill", "replay", "repair", "removal"]
 TaskStatus = Literal["pending", "running", "completed", "failed", "cancelled"]
@@ -274,8 +274,7 @@ class Letters(Answer):
     """The oldest first."""
     total: int
     """Of all pages."""
-    next_after: int | None
-    """`after` of the next page; null on the last one."""
+    pagination: Pagination
 
 
 class Dropped(Answer):

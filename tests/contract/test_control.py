@@ -243,6 +243,29 @@ async def test_one_open_backfill_per_table(defined: Control) -> None:
     assert await defined.tasks.open_tasks([]) == []
 
 
+async def test_pages_of_tasks_stay_in_place_while_tasks_are_added(defined: Control) -> None:
+    environment = (await table(defined)).environment_id
+    made = [await defined.tasks.create("replay", PRODUCTS.id, 1, {"n": n}) for n in range(5)]
+    await defined.tasks.update(made[2].id, status="completed")
+
+    async def ids(**more: Any) -> list[str]:
+        return [t.id for t in await defined.tasks.page(environment, **{"limit": 10, **more})]
+
+    newest_first = [t.id for t in sorted(made, key=lambda t: (t.created_at, t.id), reverse=True)]
+    assert await ids() == newest_first
+    assert await ids(limit=2) == newest_first[:2]
+    last = next(t for t in made if t.id == newest_first[1])
+    behind = (last.created_at, last.id)
+    await defined.tasks.create("backfill", PRODUCTS.id, 1, {})
+    assert await ids(before=behind) == newest_first[2:]
+    assert await ids(before=behind, limit=1) == newest_first[2:3]
+    assert await ids(status="completed") == [made[2].id]
+    assert await ids(status="completed", task_type="backfill") == []
+    assert len(await ids(task_type="backfill", target_id=PRODUCTS.id)) == 1
+    assert await ids(target_id="vt_other") == []
+    assert [t.id for t in await defined.tasks.page("env_other", limit=10)] == []
+
+
 async def test_two_writers_make_one_backfill(defined: Control) -> None:
     made = await asyncio.gather(
         *(defined.tasks.create("backfill", PRODUCTS.id, 1, {}) for _ in range(5)), return_exceptions=True

@@ -260,13 +260,13 @@ def verify(
 def dead_list(table: TableName, url: Url = None, as_json: AsJson = False) -> None:
     """Key, kind, reason and attempts of each."""
     with _answering(as_json, url) as client:
-        letters, after = list[Any](), 0
+        letters, cursor = list[Any](), None
         while True:
-            page = client.get(f"{_table(table)}/dead-letters", after=after)
+            page = client.get(f"{_table(table)}/dead-letters", limit=100, cursor=cursor)
             letters += page["dead_letters"]
-            if not page["next_after"]:
+            cursor = page["pagination"]["next_cursor"]
+            if cursor is None:
                 break
-            after = page["next_after"]
         _show({"dead_letters": letters}, lambda: render.letters(letters), as_json)
 
 

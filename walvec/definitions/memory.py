@@ -506,6 +506,28 @@ class MemoryTasks:
         found = [t for t in reversed(self._tasks.values()) if target_id in (None, t.target_id)]
         return [t for t in found if environment_id in (None, tables[t.target_id].environment_id)][:limit]
 
+    async def page(
+        self,
+        environment_id: str,
+        *,
+        limit: int,
+        before: tuple[str, str] | None = None,
+        target_id: str | None = None,
+        status: TaskStatus | None = None,
+        task_type: TaskType | None = None,
+    ) -> list[Task]:
+        tables = self._control.feed.current.vector_tables
+        found = [
+            t
+            for t in self._tasks.values()
+            if tables[t.target_id].environment_id == environment_id
+            and target_id in (None, t.target_id)
+            and status in (None, t.status)
+            and task_type in (None, t.task_type)
+            and (before is None or (t.created_at, t.id) < before)
+        ]
+        return sorted(found, key=lambda t: (t.created_at, t.id), reverse=True)[:limit]
+
     async def update(
         self,
         task_id: str,

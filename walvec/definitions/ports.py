@@ -119,6 +119,18 @@ class Tasks(Protocol):
     ) -> list[Task]:
         """Newest first: of one vector table, of one environment, or all."""
 
+    async def page(
+        self,
+        environment_id: str,
+        *,
+        limit: int,
+        before: tuple[str, str] | None = None,
+        target_id: str | None = None,
+        status: TaskStatus | None = None,
+        task_type: TaskType | None = None,
+    ) -> list[Task]:
+        """Newest first, by (created_at, id). `before`: behind this place, which no new task comes to."""
+
     async def update(
         self,
         task_id: str,

@@ -179,6 +179,38 @@ class ControlTasks:
             )
             return [_task(row) for row in await cursor.fetchall()]
 
+    async def page(
+        self,
+        environment_id: str,
+        *,
+        limit: int,
+        before: tuple[str, str] | None = None,
+        target_id: str | None = None,
+        status: TaskStatus | None = None,
+        task_type: TaskType | None = None,
+    ) -> list[Task]:
+        at, last = before or (None, None)
+        async with self._pool.transaction() as conn:
+            cursor = await conn.execute(
+                f"SELECT {_COLUMNS} FROM walvec_control.tasks WHERE target_id IN"
+                " (SELECT v.id FROM walvec_control.vector_tables v WHERE v.environment_id = %(environment)s)"
+                " AND (%(target)s::text IS NULL OR target_id = %(target)s)"
+                " AND (%(status)s::text IS NULL OR status = %(status)s)"
+                " AND (%(type)s::text IS NULL OR task_type = %(type)s)"
+                ' AND (%(at)s::timestamptz IS NULL OR (created_at, id COLLATE "C") < (%(at)s::timestamptz, %(last)s))'
+                ' ORDER BY created_at DESC, id COLLATE "C" DESC LIMIT %(limit)s',
+                {
+                    "environment": environment_id,
+                    "target": target_id,
+                    "status": status,
+                    "type": task_type,
+                    "at": at,
+                    "last": last,
+                    "limit": limit,
+                },
+            )
+            return [_task(row) for row in await cursor.fetchall()]
+
     async def update(
         self,
         task_id: str,
