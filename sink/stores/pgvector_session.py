@@ -28,7 +28,8 @@ from walvec.runtime.prepared import Asker
 _SETUP = b"""
 SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'; SET extra_float_digits = 1;
 SET bytea_output = 'hex'; SET client_min_messages = 'warning'; SET lock_timeout = 0; SET statement_timeout = 0;
-SET idle_in_transaction_session_timeout = 0; SET jit = off; SET default_transaction_isolation = 'read committed';
+SET jit = off; SET default_transaction_isolation = 'read committed';
+SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;
 SELECT set_config('synchronous_commit', 'local', false) WHERE current_setting('synchronous_commit') = 'off';
 """
 # the extension may live in a schema of its own: its types and operators must be found without a prefix
@@ -37,6 +38,8 @@ SELECT set_config('search_path', current_setting('search_path') || ', ' || quote
 FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
 WHERE e.extname = 'vector' AND n.nspname <> ALL (current_schemas(true))
 """
+# Who hangs or vanishes in a transaction must not keep its rows from whoever has its partitions now.
+_HUNG_SECONDS = 15.0
 DATA_ERRORS = ("22", "23", "54", "42804", "42846")
 _PREPARED_AT_MOST = 64
 _TRY_AGAIN = ("08", "40", "53", "55", "57", "58", "25", "XX")
@@ -156,11 +159,13 @@ class Session:
 
 
 class Sessions:
-    """At most `limit` connections to one database, reused last in, first out. `guarded`: a user named the address."""
+    """At most `limit` connections to one database, reused last in, first out. `guarded`: a user named the address.
+    `hung_seconds`: a transaction of which nothing is heard for so long is ended by the server."""
 
-    def __init__(self, dsn: str, limit: int = 8, *, guarded: bool = False) -> None:
+    def __init__(self, dsn: str, limit: int = 8, *, guarded: bool = False, hung_seconds: float = _HUNG_SECONDS) -> None:
         self._dsn = dsn
         self._guarded = guarded
+        self._hung = f"SET idle_in_transaction_session_timeout = {round(hung_seconds * 1000)}".encode()
         self._free: list[Session] = []
         self._slots = asyncio.Semaphore(limit)
         self._closed = False
@@ -197,7 +202,7 @@ class Sessions:
         )  # fmt: skip
         try:
             conn.adapters.register_dumper(QueryVector, QueryVectorDumper)
-            await conn.execute(_SETUP)
+            await conn.execute(_SETUP + self._hung)
             session = Session(conn)
             await session.find_extension()
         except BaseException:

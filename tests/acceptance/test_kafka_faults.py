@@ -23,7 +23,7 @@ from tests.plugins.kafka import KafkaBroker, KafkaCluster
 from tests.plugins.machines import Machines, machines
 from tests.plugins.postgres import PostgresDatabase
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
 VIEWS = ("items", "paid")
 ROWS = 12_000
@@ -79,7 +79,7 @@ class World:
         goal = self.workload.done + transactions
         wait_until(
             lambda: self.workload.done >= goal or self.workload.failure,
-            timeout=60,
+            timeout=120,
             what=f"{transactions} transactions more",
         )
 
@@ -87,7 +87,7 @@ class World:
         """The backfill is in its middle, and a fault that comes now hits it."""
         assert rows_read(self.walvec, "paid") is not None, "the backfill was over too early to prove anything"
 
-    def gets_on(self, timeout: float = 60) -> None:
+    def gets_on(self, timeout: float = 120) -> None:
         """Something committed from now on reaches the store: the fault is over."""
         key = self.dice.randrange(10**9, 2 * 10**9)
         self.source.execute("INSERT INTO items (id, title) VALUES (%s, 'a sign of life')", key)
@@ -101,6 +101,26 @@ class World:
     def signal(self, sent: signal.Signals, *names: str) -> None:
         for name in names:
             self.walvec.processes[name].send_signal(sent)
+
+    def stop_in_transaction(self, sink: str) -> None:
+        """SIGSTOP while the store waits for its next statement, with rows locked."""
+        hangs = (
+            "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'walvec sink'"
+            " AND state = 'idle in transaction' AND backend_xid IS NOT NULL"
+            " AND clock_timestamp() - state_change > '0.3 s'"
+        )
+
+        def stopped() -> bool:
+            self.signal(signal.SIGSTOP, sink)
+            until = time.monotonic() + 0.6
+            with psycopg.connect(self.store, autocommit=True) as c:
+                while time.monotonic() < until:
+                    if c.execute(hangs).fetchone() is not None:
+                        return True
+            self.signal(signal.SIGCONT, sink)
+            return False
+
+        wait_until(stopped, timeout=90, what=f"{sink} in a transaction")
 
     def kill(self, *names: str) -> None:
         """At once, then waited for."""
@@ -124,7 +144,7 @@ class World:
             return set()
         return {m.member_id for m in found.members if m.assignment.topic_partitions}
 
-    def shared_by(self, role: str, number: int, timeout: float = 60) -> None:
+    def shared_by(self, role: str, number: int, timeout: float = 120) -> None:
         for view in VIEWS:
             group = self.group(view, role)
             wait_until(
@@ -195,6 +215,9 @@ def loaded(world: World) -> Iterator[None]:
             world.paid.control(latency=QUICK)
             world.after(30)
         world.judge()
+    except AssertionError as e:
+        e.add_note(world.walvec.tail())
+        raise
     finally:
         versions.stop()
     assert versions.backwards == []
@@ -246,6 +269,7 @@ def test_machines_die_hang_and_come_back(open_world: Open, kafka: KafkaCluster, 
         # a machine that hangs with work in hand, and does it when others have done it, and more, already
         hung = ("embedder-2", "sink-2", "cdc-2")
         taken = {name: walvec.log_of(name).count(TAKEN) for name in hung}
+        world.stop_in_transaction("sink-2")
         world.signal(signal.SIGSTOP, *hung)
         world.source.execute(
             "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
@@ -339,7 +363,7 @@ def test_hands_on_the_log(open_world: Open, kafka_with: Callable[..., KafkaClust
         kafka.resize_disk(512 * 1024**2)
         kafka.stop()
         kafka.restart()
-        world.gets_on(120)
+        world.gets_on()
         world.reads()
 
         names = [name for name in walvec.processes if name.split("-")[0] in ("embedder", "sink")]
@@ -351,11 +375,11 @@ def test_hands_on_the_log(open_world: Open, kafka_with: Callable[..., KafkaClust
         for name in names:
             role, number = name.split("-")
             walvec.start_role(role, int(number))
-        world.gets_on(120)
+        world.gets_on()
         replayed = walvec.json("replay", "items", "--from", "earliest")
         assert replayed["done"]
         assert replayed["replayed"] > 0
-        world.gets_on(120)
+        world.gets_on()
     assert {p.poll() for p in walvec.processes.values()} == {None}
 
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from sink.stores.memory import MemoryStore
 from sink.stores.pgvector import PgvectorStore
-from sink.stores.pgvector_layout import unlimited
+from sink.stores.pgvector_layout import STATE_TABLE, unlimited
+from sink.stores.pgvector_session import Sessions
 from tests.plugins.postgres import PostgresDatabase
 from walvec.contracts.errors import StoreRejected, StoreUnavailable
 from walvec.contracts.position import Position
@@ -241,6 +242,28 @@ async def test_sessions_that_the_server_ended_are_not_used_again(
     )
     assert ended
     assert await store.count(table, generation) == 1
+
+
+async def test_a_writer_that_hangs_in_a_transaction_is_not_waited_for(
+    store: PgvectorStore, postgres: PostgresDatabase
+) -> None:
+    table = table_of()
+    generation = await made(store, table)
+    await store.apply(table, generation, [record("upsert", 1, 5)])
+    [(relation,)] = postgres.execute(f"SELECT relation FROM walvec.{STATE_TABLE}")
+    hung = Sessions(postgres.dsn, hung_seconds=0.5)
+
+    async def hang() -> None:
+        async with hung.session() as session, session.conn.transaction():
+            await session.conn.execute(f"UPDATE walvec.{relation} SET lsn = lsn".encode())
+            async with asyncio.timeout(30):
+                applied = await store.apply(table, generation, [record("upsert", 1, 6, "newer")])
+            assert applied.applied == 1
+            await session.conn.execute(b"SELECT 1")
+
+    with pytest.raises(StoreUnavailable, match="idle-in-transaction"):
+        await hang()
+    await hung.close()
 
 
 async def test_a_value_out_of_range_is_rejected_alone(store: PgvectorStore) -> None:
