@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import psycopg
 
-from tests.acceptance.harness import SCHEMA, TABLE, Walvec, Workload, differences, free_port, wait_until
+from tests.acceptance.harness import SCHEMA, TABLE, Walvec, Workload, differences, wait_until
+from tests.plugins.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 

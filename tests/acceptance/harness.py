@@ -10,7 +10,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,15 +25,10 @@ import psycopg
 import yaml
 from psycopg import sql
 
+from tests.plugins.ports import free_port
+
 ROLES = ("cdc", "embedder", "sink", "api")
 WALVEC = [sys.executable, "-m", "walvec"]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
 
 
 def wait_until(check: Any, *, timeout: float = 30, what: str = "the condition") -> Any:

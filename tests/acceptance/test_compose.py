@@ -22,10 +22,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.acceptance.harness import WORDS, free_port, wait_until
+from tests.acceptance.harness import WORDS, wait_until
 from tests.plugins import compose, processes
 from tests.plugins.compose import Image, Service
 from tests.plugins.kafka import KafkaCluster
+from tests.plugins.ports import free_port
 from tests.plugins.postgres import PostgresDatabase
 from walvec.runtime.embedded_postgres import _program
 

@@ -19,9 +19,10 @@ import httpx
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.acceptance.harness import Walvec, free_port, wait_until
+from tests.acceptance.harness import Walvec, wait_until
 from tests.plugins.openai_server import vector_of
 from tests.plugins.openapi import Contract
+from tests.plugins.ports import free_port
 from tests.plugins.postgres import PostgresDatabase
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]

@@ -14,7 +14,8 @@ import psycopg
 import pytest
 import yaml
 
-from tests.acceptance.harness import SCHEMA, Walvec, free_port, wait_until
+from tests.acceptance.harness import SCHEMA, Walvec, wait_until
+from tests.plugins.ports import free_port
 from tests.plugins.postgres import _create, _drop
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
 

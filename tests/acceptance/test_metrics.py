@@ -19,8 +19,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from tests.acceptance.harness import SCHEMA, TABLE, Walvec, document, free_port, wait_until
+from tests.acceptance.harness import SCHEMA, TABLE, Walvec, document, wait_until
 from tests.plugins.kafka import KafkaCluster, properties_environment
+from tests.plugins.ports import free_port
 from tests.plugins.postgres import PostgresDatabase
 from walvec.runtime import measures
 

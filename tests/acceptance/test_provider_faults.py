@@ -14,8 +14,9 @@ import numpy as np
 import psycopg
 import pytest
 
-from tests.acceptance.harness import Walvec, free_port, wait_until
+from tests.acceptance.harness import Walvec, wait_until
 from tests.plugins.openai_server import vector_of
+from tests.plugins.ports import free_port
 from tests.plugins.postgres import _create, _drop
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
 

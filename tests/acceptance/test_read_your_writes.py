@@ -14,7 +14,8 @@ import httpx
 import psycopg
 import pytest
 
-from tests.acceptance.harness import SCHEMA, WALVEC, Walvec, document, free_port, wait_until
+from tests.acceptance.harness import SCHEMA, WALVEC, Walvec, document, wait_until
+from tests.plugins.ports import free_port
 from tests.plugins.postgres import PostgresDatabase
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(180)]

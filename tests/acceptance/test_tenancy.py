@@ -12,7 +12,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.acceptance.harness import SCHEMA, WALVEC, Walvec, document, free_port, wait_until
+from tests.acceptance.harness import SCHEMA, WALVEC, Walvec, document, wait_until
+from tests.plugins.ports import free_port
 from tests.plugins.postgres import PostgresDatabase
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(180)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.acceptance.harness import free_port
+from tests.plugins.ports import free_port
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from api.service import run
-from tests.acceptance.harness import free_port
+from tests.plugins.ports import free_port
 from tests.unit.api.worlds import DOCUMENT, World, key, position
 from walvec.cli.commands import register
 from walvec.contracts.changes import Change

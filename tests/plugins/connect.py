@@ -23,7 +23,8 @@ import psycopg
 import pytest
 
 from tests.plugins import jars, processes
-from tests.plugins.kafka import KafkaCluster, free_ports
+from tests.plugins.kafka import KafkaCluster
+from tests.plugins.ports import free_ports
 
 JSON = "org.apache.kafka.connect.json.JsonConverter"
 STRING = "org.apache.kafka.connect.storage.StringConverter"

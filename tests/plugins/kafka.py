@@ -11,10 +11,8 @@ import base64
 import datetime
 import ipaddress
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import uuid
@@ -41,6 +39,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tests.plugins import jars, processes
+from tests.plugins.ports import free_ports
 
 Security = Literal["PLAINTEXT", "SASL_PLAINTEXT", "SSL", "SASL_SSL"]
 
@@ -440,22 +439,6 @@ class KafkaCluster:
             found["authorizer.class.name"] = "org.apache.kafka.metadata.authorizer.StandardAuthorizer"
             found["super.users"] = "User:ANONYMOUS"  # who comes by the internal listener
         return found
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports below the range that outgoing connections use: a stopped node finds its own free again."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randrange(12000, 32000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in found:
-            found.append(port)
-    return found
 
 
 def _certificates(directory: Path) -> None:

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.plugins.ports import free_port
 from walvec.contracts.errors import ConfigError
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
 from walvec.runtime.lock import DataDirectoryLock
@@ -67,6 +68,7 @@ def started(**options: str) -> Iterator[EmbeddedPostgres]:
     root.chmod(0o755)
     lock = DataDirectoryLock(root)
     lock.acquire()
+    (root / "postgres.port").write_text(f"{free_port()}\n")  # one that is free still after a stop and a start
     server = EmbeddedPostgres(root, {**OPTIONS, **options})
     try:
         try:

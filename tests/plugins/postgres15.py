@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import uuid
@@ -20,6 +19,8 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+
+from tests.plugins.ports import free_port
 
 PLACES = ("/usr/lib/postgresql/15/bin", "/usr/pgsql-15/bin", "/opt/homebrew/opt/postgresql@15/bin")
 SETTINGS = {
@@ -41,9 +42,7 @@ class OlderServer:
     def __init__(self, programs: Path, directory: Path) -> None:
         self._programs = programs
         self._directory = directory
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = int(probe.getsockname()[1])
+        self._port = free_port()
 
     def dsn(self, database: str) -> str:
         return f"postgresql://postgres@127.0.0.1:{self._port}/{database}"
