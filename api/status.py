@@ -99,6 +99,7 @@ async def table_status(services: Services, table: VectorTable, snapshot: Snapsho
         "stages": {name: _lag_json(lag) for name, lag in stages.items()},
         "backfill": backfill,
         "last_error": last_error(table, tasks),
+        "last_error_at": last_error_at(table, tasks),
         "error": dict(table.error) if table.error else None,
         "blocked": table.blocked,
         "texts_sent": sent.get("texts_sent"),
@@ -159,6 +160,14 @@ def last_error(table: VectorTable, tasks: Sequence[Task]) -> str | None:
     newest = next((t for t in tasks if t.task_type in BACKFILLS), None)
     # what was cancelled was ended on purpose: no error is left of it
     return newest.last_error if newest is not None and newest.status not in ("completed", "cancelled") else None
+
+
+def last_error_at(table: VectorTable, tasks: Sequence[Task]) -> str | None:
+    """When what `last_error` says came up; of a backfill that goes on, when it last got anywhere."""
+    if table.wrong:
+        return table.failed_at
+    newest = next((t for t in tasks if t.task_type in BACKFILLS), None)
+    return newest.updated_at if newest is not None and last_error(table, tasks) is not None else None
 
 
 async def total_rows(services: Services, table: VectorTable, snapshot: Snapshot) -> int:

@@ -111,7 +111,7 @@ def sync_status(table: VectorTable, found: Mapping[str, Any]) -> dict[str, Any]:
         "staleness_secs": behind,
         **_behind(found),
         "last_error": found["last_error"],
-        "last_error_at": None,
+        "last_error_at": found["last_error_at"],
         "dead_letters": found["dead_letters"],
         "backfill": found["backfill"],
     }

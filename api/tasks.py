@@ -20,7 +20,7 @@ from walvec.definitions.model import Task, VectorTable
 from walvec.definitions.removals import Removal
 
 router = APIRouter(prefix="/v1", tags=["tasks"])
-_PLACE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z task_[0-9a-f]{1,32}")
+_PLACE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z task_[0-9a-f]{1,32}", re.ASCII)
 _REASON = "cancelled by request"
 Ref = Annotated[str | None, Query(max_length=1000)]
 

@@ -114,7 +114,7 @@ class SyncState(Answer):
     last_error: str | None
     """What went wrong last, with what mends it."""
     last_error_at: Time | None
-    """When."""
+    """When that came up, UTC; of a backfill that goes on, when it last got anywhere."""
     dead_letters: int
     """Changes that could not be processed."""
     backfill: BackfillProgress | None
@@ -168,6 +168,8 @@ class TableStatus(Answer):
     """The one that is open."""
     last_error: str | None
     """What went wrong last, with what mends it."""
+    last_error_at: Time | None
+    """When that came up, UTC; of a backfill that goes on, when it last got anywhere."""
     error: dict[str, str] | None
     """What a person must mend: `kind`, `message`, `cure`."""
     blocked: str | None

@@ -165,6 +165,30 @@ async def test_errors_and_dead_letters_in_a_row(defined: Control) -> None:
     assert await defined.states.count_dead(PRODUCTS.id, 0) == 0
 
 
+async def test_when_something_went_wrong_is_remembered(defined: Control) -> None:
+    async def failed_at() -> str:
+        found = (await table(defined)).failed_at
+        assert found is not None
+        return found
+
+    states = defined.states
+    assert (await table(defined)).failed_at is None
+    await states.set_blocked(PRODUCTS.id, "no credit")
+    first = await failed_at()
+    await states.set_blocked(PRODUCTS.id, "no credit")
+    await defined.definitions.set_paused(PRODUCTS.id, True)
+    await defined.definitions.put_vector_table(replace(PRODUCTS, keep_previous=5))
+    assert await failed_at() == first
+    await states.set_error(PRODUCTS.id, "slot_lost", "gone", "resume")
+    second = await failed_at()
+    assert second > first
+    await states.clear_error(PRODUCTS.id)
+    await states.set_blocked(PRODUCTS.id, None)
+    await defined.definitions.rebuild(PRODUCTS.id, replace(GENERATION, number=2, embedding_model="other"))
+    assert await states.set_stalled(PRODUCTS.id, 2, "provider_stop", "no such model")
+    assert await failed_at() > second
+
+
 async def test_source_columns_are_replaced_and_nothing_else(defined: Control) -> None:
     await defined.states.set_ready(PRODUCTS.id, 1)
     wider = replace(NAME, type="text", type_oid=25, base_type="text")

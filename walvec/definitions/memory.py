@@ -79,7 +79,7 @@ class MemoryControl:
 
     def change(self, table_id: str, transition: Callable[[VectorTable], VectorTable]) -> None:
         table = self.table(table_id)
-        changed = transition(table)
+        changed = transitions.stamped(table, transition(table), _now())
         if changed != table:
             self.feed.move(vector_tables={**self.feed.current.vector_tables, table_id: changed})
 

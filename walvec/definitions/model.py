@@ -280,6 +280,8 @@ class VectorTable:
     """Seconds that a generation is kept after a swap, for a rollback."""
     last_generation: int = 0
     """The highest number that a generation ever had: none comes back (rule never-back)."""
+    failed_at: str | None = None
+    """When `wrong` became what it is."""
 
     @property
     def storage_name(self) -> str:
@@ -312,6 +314,11 @@ class VectorTable:
     def building(self) -> Generation | None:
         """The one that is to take the active one's place; it may be stalled."""
         return next((g for g in self.generations if g.state in ("building", "stalled")), None)
+
+    @property
+    def wrong(self) -> Mapping[str, str] | str | None:
+        """What is worst: a person is needed, it waits, or what is being built has stalled."""
+        return self.error or self.blocked or (self.building.stalled if self.building is not None else None)
 
     @property
     def previous(self) -> Generation | None:

@@ -123,7 +123,7 @@ class Swaps:
     async def set_stalled(self, table_id: str, generation: int, kind: str, reason: str) -> bool:
         async with self._pool.ordered() as conn:
             old = await stored.locked(conn, table_id)
-            new = generations.stalled(old, generation, reason)
+            new = stored.changed(old, generations.stalled(old, generation, reason))
             if new != old:
                 await cancel_tasks(conn, table_id, generation, f"{kind}: {reason}")
                 await stored.write(conn, new)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from psycopg.types.json import Json
 
 from walvec.contracts.errors import NotFound
+from walvec.definitions import transitions
 from walvec.definitions.model import VectorTable
 from walvec.definitions.pool import Connection, Pool
 from walvec.definitions.rows import table_from, table_json
@@ -52,8 +54,13 @@ async def transform(pool: Pool, table_id: str, transition: Callable[[VectorTable
     """Returns what it is now; the feed moves only if something changed."""
     async with pool.ordered() as conn:
         old = await locked(conn, table_id)
-        new = transition(old)
+        new = changed(old, transition(old))
         if new != old:
             await write(conn, new)
             await pool.move(conn)
     return new
+
+
+def changed(old: VectorTable, new: VectorTable) -> VectorTable:
+    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return transitions.stamped(old, new, now)

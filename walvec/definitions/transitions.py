@@ -37,10 +37,16 @@ def put(old: VectorTable | None, new: VectorTable, now: str) -> VectorTable:
         backfilled=new.backfilled if other else old.backfilled,
         pending_rebackfill=new.pending_rebackfill if other else old.pending_rebackfill,
         dead_in_row=old.dead_in_row,
+        failed_at=old.failed_at,
         created_at=old.created_at,
         updated_at=old.updated_at,
     )
     return kept if kept == old else replace(kept, updated_at=now)
+
+
+def stamped(old: VectorTable, new: VectorTable, now: str) -> VectorTable:
+    """What a role wrote, with the time when something else went wrong than before."""
+    return new if new.wrong in (None, old.wrong) else replace(new, failed_at=now)
 
 
 def paused(table: VectorTable, value: bool) -> VectorTable:
