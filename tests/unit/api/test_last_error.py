@@ -8,7 +8,7 @@ from tests.unit.api.worlds import COLUMNS, World
 async def told(world: World) -> tuple[str | None, bool]:
     """What is told, and whether with a time of just now, wherever it is told."""
     status = await world.ask("GET", f"{world.path}/sync/status")
-    whole = await world.ask("GET", f"/v1/status/{world.table.id}")
+    (whole,) = (await world.ask("GET", f"/v1/status/{world.table.id}"))["tables"]
     assert (whole["last_error"], whole["last_error_at"]) == (status["last_error"], status["last_error_at"])
     at = status["last_error_at"]
     return status["last_error"], at is not None and 0 <= (datetime.now(UTC) - datetime.fromisoformat(at)).seconds < 60
