@@ -17,7 +17,7 @@ from walvec.contracts.keys import partition_of
 from walvec.runtime.settings import LogSettings
 from walvec.transport.ports import OnRevoke
 from walvec.transport.records import Fetch, Record, StoredRecord, TopicStats
-from walvec.transport.sharing import share
+from walvec.transport.sharing import given_away, not_owned, share
 
 
 @dataclass(slots=True)
@@ -295,10 +295,7 @@ class MemoryConsumer:
                     lost.discard(partition)
         await self._log.notify()
         if lost:
-            raise PartitionLost(
-                f"Partitions {sorted(lost)} of {self._name} belong to another consumer now.",
-                "Nothing to do: that consumer reads them from the last committed offset.",
-            )
+            raise given_away(lost, self._name)
 
     def assignment(self) -> frozenset[int]:
         return frozenset(self._held)
@@ -312,7 +309,7 @@ class MemoryConsumer:
     async def seek(self, partition: int, offset: int) -> None:
         self._check_open()
         if partition not in self._held:
-            raise PartitionLost(f"Partition {partition} of {self._name} is not owned here.", "Poll first.")
+            raise not_owned(partition, self._name)
         self._positions[partition] = max(0, offset)
         await self._log.notify()
 

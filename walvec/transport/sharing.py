@@ -7,8 +7,10 @@ Next: `local.groups` keeps the rows in the file; `memory` keeps them in a dict.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from walvec.contracts.errors import PartitionLost
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +37,16 @@ def share(me: int, members: Sequence[int], owners: Mapping[int, int | None]) -> 
         return Share(release=tuple(mine[quota:]))
     free = sorted(partition for partition, owner in owners.items() if owner not in counts)
     return Share(claim=tuple(free[: quota - len(mine)]))
+
+
+def given_away(partitions: Iterable[int], topic: str) -> PartitionLost:
+    """For a commit that came too late."""
+    return PartitionLost(
+        f"Partitions {sorted(partitions)} of {topic} belong to another consumer now.",
+        "Nothing to do: that consumer reads them from the last committed offset.",
+    )
+
+
+def not_owned(partition: int, topic: str) -> PartitionLost:
+    """For who asks about a partition before it is his."""
+    return PartitionLost(f"Partition {partition} of {topic} is not owned here.", "Poll first.")

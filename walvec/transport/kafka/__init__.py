@@ -2,7 +2,8 @@
 
 `client` knows the configuration and turns Kafka's errors into ours, `admin` makes and describes topics, `producer`
 appends, `consumer` is a member of a group (both over librdkafka), `reading` reads without a group (over aiokafka, which
-needs no thread). Why which client where: docs/adr/0004-kafka-clients.md.
+needs no thread). A consumer's thread is `fetcher`, with `rebalances` and `commits`; both sides share `membership`.
+Why which client where: docs/adr/0004-kafka-clients.md.
 
 Law: a record counts as durable only by the brokers' acknowledgement; topics are made by `ensure_topic` and by nothing
 else; no secret reaches a log line or an error.

@@ -1,7 +1,7 @@
 """What was fetched and not yet asked for, by partition; handed out in turn. PURE.
 
 Law: within a partition offsets only rise; a partition with a backlog does not hide the others.
-Next: `fetcher` fills it, `consumer` takes from it.
+Next: `membership` holds it, `fetcher` fills it, `consumer` takes from it.
 """
 
 from __future__ import annotations

@@ -21,9 +21,13 @@ from confluent_kafka import KafkaError, TopicCollection
 from walvec.contracts.errors import LogUnavailable, NotFound, PartitionLost
 from walvec.runtime.settings import KafkaSettings
 from walvec.transport.kafka.client import KafkaClient
-from walvec.transport.kafka.fetcher import Fetcher, GroupProtocol, Patience
+from walvec.transport.kafka.fetcher import Fetcher
+from walvec.transport.kafka.membership import Membership
+from walvec.transport.kafka.protocols import EVICTED, IN_BETWEEN, NO_TOPIC, wanted
+from walvec.transport.kafka.rebalances import Patience
 from walvec.transport.ports import OnRevoke
 from walvec.transport.records import Fetch
+from walvec.transport.sharing import given_away, not_owned
 
 logger = logging.getLogger(__name__)
 
@@ -43,28 +47,6 @@ _DEFAULTS: dict[str, Any] = {
     "socket.timeout.ms": 10_000,
     # Else a full queue is looked at again after a second.
     "fetch.queue.backoff.ms": 20,
-}
-_EVICTED = {
-    KafkaError.UNKNOWN_MEMBER_ID,
-    KafkaError.FENCED_MEMBER_EPOCH,
-    KafkaError.FENCED_INSTANCE_ID,
-    KafkaError._FENCED,
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError.UNKNOWN_TOPIC_ID,
-    KafkaError._UNKNOWN_TOPIC,
-    KafkaError._UNKNOWN_PARTITION,
-}
-# A rebalance is under way: soon the partition is either lost or the commit is taken.
-_IN_BETWEEN = {
-    KafkaError.ILLEGAL_GENERATION,
-    KafkaError.STALE_MEMBER_EPOCH,
-    KafkaError.REBALANCE_IN_PROGRESS,
-}
-_NO_TOPIC = {
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError.UNKNOWN_TOPIC_ID,
-    KafkaError._UNKNOWN_TOPIC,
-    KafkaError._UNKNOWN_PARTITION,
 }
 
 
@@ -115,12 +97,13 @@ class KafkaConsumer:
             if fetcher.failures or fetcher.ended:
                 await self._raise_failure(fetcher)
             if not self._paused:
-                with fetcher.lock:
+                member = fetcher.membership
+                with member.lock:
                     # not from a partition whose loss the caller has not been told of
-                    fetches = [] if fetcher.lost else fetcher.buffer.take(max_records, max_bytes)
+                    fetches = [] if member.lost else member.buffer.take(max_records, max_bytes)
                     if fetches:
                         fetcher.handed_out = time.monotonic()
-                        fetcher.lock.notify_all()
+                        member.lock.notify_all()
                 if fetches:
                     return fetches
             left = deadline - loop.time()
@@ -137,17 +120,15 @@ class KafkaConsumer:
             if self._fetcher is not None:
                 lost = await self._commit(self._fetcher, dict(offsets))
         if lost:
-            raise PartitionLost(
-                f"Partitions {sorted(lost)} of {self._topic} belong to another consumer now.",
-                "Nothing to do: that consumer reads them from the last committed offset.",
-            )
+            raise given_away(lost, self._topic)
 
     def assignment(self) -> frozenset[int]:
         fetcher = self._fetcher
         if fetcher is None or self._closed:
             return frozenset()
-        with fetcher.lock:
-            return frozenset(fetcher.owned) - fetcher.lost
+        member = fetcher.membership
+        with member.lock:
+            return frozenset(member.owned) - member.lost
 
     def pause(self) -> None:
         self._set_paused(True)
@@ -158,8 +139,8 @@ class KafkaConsumer:
     async def seek(self, partition: int, offset: int) -> None:
         self._check_open()
         if self._fetcher is None or partition not in self.assignment():
-            raise PartitionLost(f"Partition {partition} of {self._topic} is not owned here.", "Poll first.")
-        self._fetcher.seek(partition, max(0, offset))
+            raise not_owned(partition, self._topic)
+        self._fetcher.membership.seek(partition, max(0, offset))
         self._news.set()
 
     async def close(self) -> None:
@@ -176,9 +157,7 @@ class KafkaConsumer:
             if fetcher is not None:
                 if self._handing is not None:
                     await asyncio.wait((self._handing,))
-                with fetcher.lock:
-                    all_ = frozenset(fetcher.owned) | fetcher.lost
-                await self._revoke(all_)
+                await self._revoke(fetcher.membership.held())
         finally:
             async with self._committing:
                 self._closed = True
@@ -211,7 +190,7 @@ class KafkaConsumer:
 
         def news() -> None:
             self._news.set()
-            if fetcher.joined or fetcher.failed or fetcher.ended:
+            if fetcher.membership.joined or fetcher.failed or fetcher.ended:
                 joined.set()
             if fetcher.suspicious:
                 self._doubt.set()
@@ -220,7 +199,7 @@ class KafkaConsumer:
             {**_DEFAULTS, **self._client.consumer_config(self._group)},
             self._topic,
             identity,
-            protocols=_protocols(self._settings),
+            protocols=wanted(self._settings.group_protocol),
             make=lambda properties: self._client.make(confluent_kafka.Consumer, properties),
             translate=lambda error: self._client.translate(error, self._topic),
             post=post,
@@ -273,10 +252,8 @@ class KafkaConsumer:
     async def _leave_gone(self, fetcher: Fetcher) -> None:
         gone = self._gone
         assert gone is not None
-        with fetcher.lock:
-            owned = frozenset(fetcher.owned) | fetcher.lost
         try:
-            await self._revoke(owned)
+            await self._revoke(fetcher.membership.held())
         finally:
             await self._forget(fetcher)
         raise gone
@@ -320,26 +297,26 @@ class KafkaConsumer:
 
     async def _hand_over(self, fetcher: Fetcher) -> None:
         if self._handing is None:
-            if not (fetcher.revoking or fetcher.lost):
+            if not (fetcher.membership.revoking or fetcher.membership.lost):
                 return
-            self._handing = asyncio.create_task(self._tell(fetcher))
+            self._handing = asyncio.create_task(self._tell(fetcher.membership))
         try:
             await asyncio.shield(self._handing)
         finally:
             if self._handing.done():
                 self._handing = None
 
-    async def _tell(self, fetcher: Fetcher) -> None:
-        asked = fetcher.take_up()
+    async def _tell(self, member: Membership) -> None:
+        asked = member.take_up()
         try:
-            await self._revoke(frozenset(fetcher.lost) | asked)
+            await self._revoke(frozenset(member.lost) | asked)
             async with self._committing:
                 pass  # a commit that is under way belongs to this generation
         finally:
-            with fetcher.lock:
-                fetcher.lost.clear()
+            with member.lock:
+                member.lost.clear()
             if asked:
-                fetcher.release()
+                member.release()
 
     async def _revoke(self, partitions: frozenset[int]) -> None:
         if not partitions or self._on_revoke is None:
@@ -364,23 +341,24 @@ class KafkaConsumer:
     async def _commit(self, fetcher: Fetcher, offsets: dict[int, int]) -> frozenset[int]:
         """The partitions that are lost. Raises LogUnavailable when it is not known."""
         lost: set[int] = set()
+        member = fetcher.membership
         for attempt in range(_AGAIN_ATTEMPTS + 1):
-            with fetcher.lock:
-                owned = {p for p in offsets if p in fetcher.owned and p not in fetcher.lost}
-                due = {p: offsets[p] for p in owned if offsets[p] > fetcher.owned[p].committed}
+            with member.lock:
+                owned = {p for p in offsets if p in member.owned and p not in member.lost}
+                due = {p: offsets[p] for p in owned if offsets[p] > member.owned[p].committed}
             lost |= frozenset(offsets) - owned
             offsets = due
             if not due:
                 break
             errors = await self._send(fetcher, due)
-            if any(error.code() in _NO_TOPIC for error in errors.values()):
+            if any(error.code() in NO_TOPIC for error in errors.values()):
                 self._doubt.set()
             retry: dict[int, int] = {}
             for partition, error in errors.items():
                 code = error.code()
-                if code in _EVICTED or (code == KafkaError.ILLEGAL_GENERATION and attempt == _AGAIN_ATTEMPTS):
+                if code in EVICTED or (code == KafkaError.ILLEGAL_GENERATION and attempt == _AGAIN_ATTEMPTS):
                     lost.add(partition)
-                elif code in _IN_BETWEEN and attempt < _AGAIN_ATTEMPTS:
+                elif code in IN_BETWEEN and attempt < _AGAIN_ATTEMPTS:
                     retry[partition] = due[partition]
                 else:
                     raise self._client.translate(error, self._topic)
@@ -399,16 +377,12 @@ class KafkaConsumer:
             if not answer.done():
                 answer.set_result(errors)
 
-        fetcher.commit(offsets, done)
+        fetcher.commits.ask(offsets, done)
         return await answer
 
     def _check_open(self) -> None:
         if self._closed or (self._closing and self._fetcher is None):
             raise LogUnavailable("This consumer is closed.", "Open another one.")
-
-
-def _protocols(settings: KafkaSettings) -> tuple[GroupProtocol, ...]:
-    return ("consumer", "classic") if settings.group_protocol == "auto" else (settings.group_protocol,)
 
 
 async def _within(wait: Awaitable[object], seconds: float) -> None:

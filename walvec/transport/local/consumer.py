@@ -21,7 +21,7 @@ from walvec.transport.local.wake import Hub
 from walvec.transport.local.writer import Writer
 from walvec.transport.ports import OnRevoke
 from walvec.transport.records import Fetch
-from walvec.transport.sharing import share
+from walvec.transport.sharing import given_away, not_owned, share
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +97,7 @@ class LocalConsumer:
 
             lost |= await self._engine.writer.call(work, lasting=True)
         if lost:
-            raise PartitionLost(
-                f"Partitions {sorted(lost)} of {self._topic} belong to another consumer now.",
-                "Nothing to do: that consumer reads them from the last committed offset.",
-            )
+            raise given_away(lost, self._topic)
 
     def assignment(self) -> frozenset[int]:
         return frozenset(self._generations)
@@ -116,7 +113,7 @@ class LocalConsumer:
     async def seek(self, partition: int, offset: int) -> None:
         self._check_open()
         if partition not in self._generations:
-            raise PartitionLost(f"Partition {partition} of {self._topic} is not owned here.", "Poll first.")
+            raise not_owned(partition, self._topic)
         self._cursors[partition] = Cursor(max(0, offset))
         if self._number is not None:
             self._engine.hub.wake((self._number,))
