@@ -15,7 +15,7 @@ from walvec.contracts.vectors import VectorRecord
 
 def upsert(row: Row, text: str, vector: bytes) -> bytes:
     """`text`: what was sent, the head of the row's text where that is above the provider's limit."""
-    out = _head("upsert", row)
+    out = wire.vector_head("upsert", row)
     # base64 has nothing to escape: a fragment spares the parser's look at every character
     encoded = orjson.Fragment(b'"%b"' % pybase64.b64encode(vector))
     out["chunks"] = [{"no": 0, "text": text, "hash": row.hash, "vector": encoded}]
@@ -24,7 +24,7 @@ def upsert(row: Row, text: str, vector: bytes) -> bytes:
 
 def claim(row: Row) -> bytes:
     """Rule claim-text: text, hash and all metadata."""
-    out = _head("metadata", row)
+    out = wire.vector_head("metadata", row)
     out["chunks"] = [{"no": 0, "text": row.text, "hash": row.hash}]
     return orjson.dumps(out)
 
@@ -37,18 +37,3 @@ def gone(plan: Delete) -> bytes:
 
 def cleared(plan: Truncate) -> bytes:
     return wire.encode_vector(VectorRecord("truncate", plan.position, b"", plan.generation, commit_ms=plan.commit_ms))
-
-
-def _head(op: str, row: Row) -> dict[str, object]:
-    out: dict[str, object] = {
-        "v": wire.VERSION,
-        "op": op,
-        "position": list(row.position),
-        "generation": row.generation,
-        "commit_ms": row.commit_ms,
-    }
-    if row.metadata:
-        out["metadata"] = row.metadata
-    if row.exact:
-        out["exact"] = row.exact
-    return out

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from walvec.contracts.errors import DecodeError
 from walvec.contracts.position import ZERO, Position
-from walvec.contracts.wire import VERSION
+from walvec.contracts.wire import UPGRADE, VERSION
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -45,5 +45,5 @@ def check_schema(headers: Headers) -> None:
             version = value[:20].decode("utf-8", "replace")
             raise DecodeError(
                 f"header {SCHEMA} says version {version!r}, not {VERSION}.",
-                "A newer walvec wrote it: upgrade this one.",
+                UPGRADE,
             )

@@ -9,20 +9,21 @@ as base64 of little-endian float32.
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import orjson
 import pybase64
 
-from walvec.contracts.changes import Change, Op
+from walvec.contracts.changes import Change, Json, Op
 from walvec.contracts.errors import DecodeError
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import Position
 from walvec.contracts.vectors import Chunk, VectorOp, VectorRecord
 
 VERSION = 1
-_UPGRADE = "A newer walvec wrote it: upgrade this one."
+UPGRADE = "A newer walvec wrote it: upgrade this one."
 _OPS = frozenset(get_args(Op))
 _VECTOR_OPS = frozenset(get_args(VectorOp))
 
@@ -60,9 +61,7 @@ def decode_change(key: bytes | None, value: bytes) -> Change:
         record = orjson.loads(value)
         block = record["walvec"]
         if block["v"] != VERSION:
-            raise DecodeError(
-                f"record version {block['v']!r} is not {VERSION}.", "A newer walvec wrote it: upgrade this one."
-            )
+            raise _newer(block["v"])
         op = record["op"]
         if op not in _OPS:
             raise DecodeError(f"unknown op {op!r}")
@@ -86,11 +85,35 @@ def decode_change(key: bytes | None, value: bytes) -> Change:
         raise DecodeError(f"not a walvec change record ({type(e).__name__})") from e
 
 
-def encode_vector(record: VectorRecord) -> bytes:
-    """VectorRecord -> value bytes."""
+def _newer(version: object) -> DecodeError:
+    return DecodeError(f"record version {version!r} is not {VERSION}.", UPGRADE)
+
+
+class Head(Protocol):
+    """What every record of `.vectors` says, whatever its chunks."""
+
+    @property
+    def position(self) -> Position: ...
+
+    @property
+    def generation(self) -> int: ...
+
+    @property
+    def commit_ms(self) -> int: ...
+
+    @property
+    def metadata(self) -> Mapping[str, Json]: ...
+
+    @property
+    def exact(self) -> Mapping[str, str]: ...
+
+
+def vector_head(op: VectorOp, record: Head) -> dict[str, Any]:
+    """All of a `.vectors` record's JSON but its chunks. The embedder writes the same format without building a
+    VectorRecord (embedder.encoder)."""
     out: dict[str, Any] = {
         "v": VERSION,
-        "op": record.op,
+        "op": op,
         "position": list(record.position),
         "generation": record.generation,
         "commit_ms": record.commit_ms,
@@ -99,6 +122,12 @@ def encode_vector(record: VectorRecord) -> bytes:
         out["metadata"] = record.metadata
     if record.exact:
         out["exact"] = record.exact
+    return out
+
+
+def encode_vector(record: VectorRecord) -> bytes:
+    """VectorRecord -> value bytes."""
+    out = vector_head(record.op, record)
     if record.chunks:
         out["chunks"] = [
             {"no": c.no, "text": c.text, "hash": c.hash}
@@ -114,9 +143,7 @@ def decode_vector(key: bytes | None, value: bytes) -> VectorRecord:
     try:
         record = orjson.loads(value)
         if record["v"] != VERSION:
-            raise DecodeError(
-                f"record version {record['v']!r} is not {VERSION}.", "A newer walvec wrote it: upgrade this one."
-            )
+            raise _newer(record["v"])
         op = record["op"]
         if op not in _VECTOR_OPS:
             raise DecodeError(f"unknown op {op!r}")

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from walvec.contracts.errors import ConfigError
 from walvec.definitions.model import FilterType, Mode, Role, StoreKind
+from walvec.runtime.settings import BaseUrl
 
 Place = tuple[str | int, ...]
 
@@ -173,16 +174,9 @@ class ProviderSpec(_Part):
     name: str = Field(min_length=1, max_length=100)
     provider: str = Field(min_length=1)
     api_key: SecretStr | None = None
-    base_url: str | None = None
+    base_url: BaseUrl | None = None
     default_model: str | None = None
     limits: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("base_url")
-    @classmethod
-    def _http(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"https?://[^/]", value):
-            raise ValueError("must begin with http:// or https://")
-        return value
 
 
 class ColumnSpec(_Part):

@@ -1,7 +1,7 @@
 """Two generations of a table, each with its own provider: what one suffers is its own, nothing is paid twice."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -111,6 +111,29 @@ async def filled(world: TwoProviders, rows: int) -> AsyncIterator[None]:
         await world.drained()
         await world.store_all()
         yield
+
+
+@asynccontextmanager
+async def full(
+    world: TwoProviders, openai_server: OpenAIServer
+) -> AsyncIterator[tuple[Callable[[], Awaitable[None]], asyncio.Event]]:
+    """A running role that has no room for anything, as its provider holds 200 rows back, and does not know yet that
+    generation 2 is built. Gives what lets it know, once it has asked, and what ends the holding back."""
+    openai_server.hold = held = asyncio.Event()
+    await world.define()
+    known = world.control
+    world.control = stale = StaleControl(known)  # type: ignore[assignment]
+    async with world.running():
+        await world.put(*(change(i, 10 + i, f"text {i}") for i in range(200)))
+        await eventually(lambda: openai_server.stats.requests)
+        asked, world.control = stale.asked, known
+        await world.rebuild(embedding_model="text-embedding-3-large")
+
+        async def tell() -> None:
+            await eventually(lambda: stale.asked > asked)
+            stale.feed.bring()
+
+        yield tell, held
 
 
 def live(n: int, lsn: int, title: str, **more: Any) -> Change:
@@ -541,19 +564,10 @@ async def test_known_generation_while_all_batches_wait(
     world: TwoProviders, openai_server: OpenAIServer, other_server: OpenAIServer
 ) -> None:
     """Rows of a generation that the role does not know yet, polled while it has no room for anything."""
-    openai_server.hold = asyncio.Event()
-    await world.define()
-    known = world.control
-    world.control = stale = StaleControl(known)  # type: ignore[assignment]
-    async with world.running():
-        await world.put(*(change(i, 10 + i, f"text {i}") for i in range(200)))
-        await eventually(lambda: openai_server.stats.requests)
-        asked, world.control = stale.asked, known
-        await world.rebuild(embedding_model="text-embedding-3-large")
+    async with full(world, openai_server) as (tell, held):
         await world.put(*world.read(2, range(200)))
-        await eventually(lambda: stale.asked > asked)
-        stale.feed.bring()
-        openai_server.hold.set()
+        await tell()
+        held.set()
         await world.drained()
         assert await world.keys(1) == {key(i) for i in range(200)}
         assert await world.keys(2) == {key(i) for i in range(200)}
@@ -563,21 +577,12 @@ async def test_a_lane_that_opens_while_the_other_one_waits_misses_nothing(
     world: TwoProviders, openai_server: OpenAIServer, other_server: OpenAIServer
 ) -> None:
     """What was polled before it was there, and while the other one had no room, is all its own."""
-    openai_server.hold = asyncio.Event()
-    await world.define()
-    known = world.control
-    world.control = stale = StaleControl(known)  # type: ignore[assignment]
-    async with world.running():
-        await world.put(*(change(i, 10 + i, f"text {i}") for i in range(200)))
-        await eventually(lambda: openai_server.stats.requests)
-        asked, world.control = stale.asked, known
-        await world.rebuild(embedding_model="text-embedding-3-large")
+    async with full(world, openai_server) as (tell, held):
         mixed = [live(200 + i, 300 + i, f"text {200 + i}") for i in range(100)]
         read = world.read(2, range(200))
         await world.put(*(c for pair in zip(mixed, read, read[100:], strict=False) for c in pair))
-        await eventually(lambda: stale.asked > asked)
-        stale.feed.bring()
+        await tell()
         await eventually(lambda: other_server.stats.requests)
-        openai_server.hold.set()
+        held.set()
         await world.drained()
         assert await world.keys(2) == {key(i) for i in range(300)}
