@@ -6,7 +6,7 @@ READY := .venv/.ready
 PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test kafka check fmt bench clean
+.PHONY: help setup demo up test kafka check style fmt bench clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,17 +25,19 @@ up: $(READY) ## walvec on http://127.0.0.1:8080, data in ./.walvec
 	@$(BIN)/walvec up
 
 test: $(READY) ## all tests, on a real PostgreSQL that comes with the installation; on a real Kafka where there is Java
-	$(BIN)/pytest -m "not bench" -rs -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "not bench" -rsfE --tb=short -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 kafka: $(READY) ## the jars of the tests' Kafka broker and of Debezium, once, into ~/.cache/walvec (needs Java 17, Maven)
 	@$(BIN)/python -m tests.plugins.jars
 
-check: $(READY) ## style, types, import laws, fast tests
+check: style ## style, types, import laws, fast tests
+	$(BIN)/pytest -q -n $(PROCESSES) --dist loadfile tests/unit tests/contract -m "not bench" -k "not postgres and not pgvector and not kafka"
+
+style: $(READY) ## style, types, import laws
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -n $(PROCESSES) --dist loadfile tests/unit tests/contract -m "not bench" -k "not postgres and not pgvector and not kafka"
 
 fmt: $(READY) ## format and mend what can be mended
 	$(BIN)/ruff check --fix-only .

@@ -14,4 +14,5 @@ pytest_plugins = [
     "tests.plugins.openai_server",
     "tests.plugins.kafka",
     "tests.plugins.connect",
+    "tests.plugins.side_by_side",
 ]
