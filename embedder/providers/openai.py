@@ -5,6 +5,7 @@ Retrying is `dispatch`'s business, shared by all tables; what an answer means st
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import orjson
 
 from embedder.packing import Limits
-from embedder.providers import answers
+from embedder.providers import answers, bodies
 from embedder.providers.port import Kind, ProviderSuspect
 from walvec.contracts.errors import ProviderRejectedInput, ProviderStop, ProviderWait
 from walvec.runtime.addresses import AddressRefused
@@ -54,6 +55,8 @@ class OpenAIProvider:
         known = CATALOGUE.get(model)
         self._send_dimensions = known is not None and known[1]
         self._unknown = known is None
+        # each piece of a body that drips comes in time: the whole of it must, too
+        self._body_seconds = timeout.read if isinstance(timeout, httpx.Timeout) else timeout
         self._client = httpx.AsyncClient(
             timeout=timeout,
             transport=transport,
@@ -94,7 +97,7 @@ class OpenAIProvider:
             body["encoding_format"] = "base64"
         if self._send_dimensions:
             body["dimensions"] = self._dimensions
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", "accept-encoding": bodies.ACCEPTED}
         if self._secret:
             headers["authorization"] = f"Bearer {self._secret}"
         try:
@@ -102,8 +105,9 @@ class OpenAIProvider:
         except TypeError as e:
             raise ProviderRejectedInput("the text is not valid Unicode.") from e
         try:
-            response = await self._client.post(self._url, content=content, headers=headers)
-        except httpx.TimeoutException as e:
+            async with self._client.stream("POST", self._url, content=content, headers=headers) as response:
+                raw = await self._read(response, len(texts))
+        except (httpx.TimeoutException, TimeoutError) as e:
             raise ProviderSuspect(f"the provider did not answer in time ({type(e).__name__}).", "timeout") from e
         except AddressRefused as e:
             raise ProviderStop(e.message, e.cure) from e
@@ -113,7 +117,23 @@ class OpenAIProvider:
             ) from e
         except httpx.HTTPError as e:
             raise ProviderWait(f"the provider cannot be reached ({type(e).__name__}).") from e
-        return response.status_code, response.headers, response.content
+        return response.status_code, response.headers, raw
+
+    async def _read(self, response: httpx.Response, texts: int) -> bytes:
+        """A failure's body only as far as it is of use: what it means stands in its status and its first words."""
+        good = response.status_code == 200
+        limit = bodies.most_bytes(texts, self._dimensions) if good else bodies.FAILURE_BYTES
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                return await bodies.read(response.aiter_raw(), limit, response.headers.get("content-encoding"))
+        except bodies.BodyTooLarge as e:
+            if not good:
+                return e.start
+            raise ProviderSuspect(
+                f"the provider's answer to {texts} texts is larger than {limit} bytes.",
+                "answer",
+                cure="Check the provider's base_url: it may not be a server of embeddings.",
+            ) from None
 
     async def close(self) -> None:
         await self._client.aclose()
