@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from api.services import Services
-from api.status import BACKFILLS, durable_lsn, last_error, rows_done
+from api.status import durable_lsn, last_error, rows_done
 from walvec.contracts.errors import (
     ControlUnavailable,
     LogUnavailable,
@@ -25,7 +25,7 @@ from walvec.contracts.errors import (
     WalvecError,
 )
 from walvec.contracts.position import format_lsn
-from walvec.definitions.model import Connection, Snapshot, Task, VectorTable
+from walvec.definitions.model import BACKFILLS, Connection, Snapshot, Task, VectorTable
 from walvec.transport.ports import Log
 from walvec.transport.records import bridge_group, changes_topic, embedder_group, sink_group, vectors_topic
 

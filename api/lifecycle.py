@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from walvec.definitions.model import SyncStatus, Task, VectorTable
+from walvec.definitions.model import BACKFILLS, OPEN, SyncStatus, Task, VectorTable
 
 Event = Literal[
     "backfill", "change", "adjust", "pause", "resume", "abort", "rollback", "cancel", "query", "delete",
@@ -28,8 +28,6 @@ or is read and to be shown, and a client asked for it. paused: also below an err
 which everything is read again."""
 Layer = tuple[Literal["error", "paused", "blocked", "building", "active"], SyncStatus]
 
-BACKFILLS = ("backfill", "rebackfill")
-OPEN = ("pending", "running")
 _LOSSES = ("table_changed", "slot_lost", "log_damaged")
 
 

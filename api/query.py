@@ -17,10 +17,9 @@ from api.problems import Problem, invalid
 from api.responses import Json
 from api.schemas import Query
 from api.services import Services, Use, find_table
-from api.status import BACKFILLS
 from walvec.contracts.errors import StoreRejected
 from walvec.contracts.position import format_lsn
-from walvec.definitions.model import Generation, Snapshot, VectorTable
+from walvec.definitions.model import BACKFILLS, Generation, Snapshot, VectorTable
 
 router = APIRouter(prefix="/v1", tags=["query"])
 

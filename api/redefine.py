@@ -9,12 +9,11 @@ import logging
 from contextlib import suppress
 from dataclasses import replace
 
-from api.lifecycle import BACKFILLS
 from api.ports import SearchStore
 from api.redefinition import Redefinition
 from walvec.contracts.errors import Conflict, DefinitionError, NotFound, PreconditionFailed, StoreRejected, WalvecError
 from walvec.definitions.generations import BACKFILL_IN_PROGRESS
-from walvec.definitions.model import VectorTable
+from walvec.definitions.model import BACKFILLS, VectorTable
 from walvec.definitions.ports import Control
 from walvec.definitions.revisions import etag as revision
 

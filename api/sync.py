@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 
 from api import shapes
 from api.letters import replay_letters
-from api.lifecycle import BACKFILLS, IN_PROGRESS, OPEN
+from api.lifecycle import IN_PROGRESS
 from api.permits import permit, refusal
 from api.problems import Problem
 from api.responses import Json, iso
@@ -24,7 +24,7 @@ from api.verify import open_letters
 from api.waits import WaitForLsn, WaitSeconds, reaches
 from walvec.contracts.errors import Conflict, DefinitionError
 from walvec.contracts.position import format_lsn, parse_lsn
-from walvec.definitions.model import Task, TaskType, VectorTable
+from walvec.definitions.model import BACKFILLS, OPEN, Task, TaskType, VectorTable
 
 router = APIRouter(prefix="/v1/vector-tables/{table_id}", tags=["sync"])
 

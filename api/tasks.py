@@ -9,14 +9,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 
 from api import shapes
-from api.lifecycle import BACKFILLS, OPEN
 from api.pages import Place, foreign, page, place_of
 from api.paging import Cursor, Limit
 from api.problems import Problem
 from api.responses import Json
 from api.services import Services, Use
 from walvec.contracts.errors import NotFound
-from walvec.definitions.model import Task, VectorTable
+from walvec.definitions.model import BACKFILLS, OPEN, Task, VectorTable
 from walvec.definitions.removals import Removal
 
 router = APIRouter(prefix="/v1", tags=["tasks"])

@@ -18,7 +18,7 @@ from api.services import Services
 from walvec.contracts.errors import Conflict, StoreRejected
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.stores import Differences
-from walvec.definitions.model import Connection, Generation, VectorTable
+from walvec.definitions.model import OPEN, Connection, Generation, VectorTable
 
 KINDS = ("missing", "orphaned", "stale", "duplicate")
 _LOOKS = 3  # a live table's busiest rows may change between drain and scan; they do not differ every time
@@ -138,7 +138,7 @@ async def _work(services: Services, kind: Any, table: VectorTable, params: dict[
     except Conflict:
         await _still_active(services, table)
         raise
-    while task.status in ("pending", "running"):
+    while task.status in OPEN:
         if time.monotonic() > deadline:
             raise Problem(
                 409, "not_drained", f"the {kind} of {table.name} did not end in time.", f"See GET /v1/tasks/{task.id}."

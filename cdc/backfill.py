@@ -19,7 +19,7 @@ from cdc.stamping import ReadAgain
 from cdc.work import ChunkWriter, StreamRestarted, TaskEnded, Work, sweep_record
 from walvec.contracts.position import Position
 from walvec.definitions.making import ensure_topics
-from walvec.definitions.model import Generation, Task, VectorTable
+from walvec.definitions.model import OPEN, Generation, Task, VectorTable
 from walvec.transport.records import changes_topic, embedder_group, sink_group, vectors_topic
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Backfill:
             await work.update(self._task, progress={})  # rule restart-on-loss, within this process
         self._losses = work.stream.losses
         stored = await work.control.tasks.get(self._task.id)
-        if stored.status not in ("pending", "running"):
+        if stored.status not in OPEN:
             raise TaskEnded("the task was ended")
         cursor = self._cursor = Cursor.load(stored.progress, await work.token(table))
         self._rows_before, self._started = cursor.rows, monotonic()

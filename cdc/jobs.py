@@ -31,7 +31,7 @@ from walvec.contracts.errors import (
     TableChanged,
     WalvecError,
 )
-from walvec.definitions.model import Task, VectorTable
+from walvec.definitions.model import BACKFILLS, OPEN, Task, VectorTable
 from walvec.definitions.ports import Control
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 MAX_PAUSE_SECONDS = 10.0
-_BACKFILLS = ("backfill", "rebackfill")
 _WAIT_FOR = (SourceUnavailable, LogUnavailable, ControlUnavailable)
 
 
@@ -129,7 +128,7 @@ class Jobs:
         for table in tables.values():
             own = table.active.number
             if not any(
-                t.target_id == table.id and t.task_type in _BACKFILLS and t.generation in (0, own) for t in open_tasks
+                t.target_id == table.id and t.task_type in BACKFILLS and t.generation in (0, own) for t in open_tasks
             ):
                 created = await self._first_backfill(table)
                 if created is not None:
@@ -142,7 +141,7 @@ class Jobs:
         for task in open_tasks:
             if task.generation >= tables[task.target_id].next_generation:
                 continue  # rule known-generation: it is on its way in the feed; not known is not gone
-            lane = f"{task.target_id}:{'backfill' if task.task_type in _BACKFILLS else 'keys'}"
+            lane = f"{task.target_id}:{'backfill' if task.task_type in BACKFILLS else 'keys'}"
             if task.id not in self._running and lane not in busy:
                 busy.add(lane)
                 self._running[task.id] = (lane, asyncio.create_task(self._guard(work, task)))
@@ -153,7 +152,7 @@ class Jobs:
         if table.backfill != "auto" or table.backfilled or (table.id, table.active.number) in self._known:
             return None
         earlier = await self._control.tasks.recent(table.id, 100)
-        if any(t.task_type in _BACKFILLS and t.generation in (0, table.active.number) for t in earlier):
+        if any(t.task_type in BACKFILLS and t.generation in (0, table.active.number) for t in earlier):
             self._known.add((table.id, table.active.number))
             return None
         try:
@@ -173,7 +172,7 @@ class Jobs:
         while True:
             try:
                 await self._clear(work, task)
-                job = Backfill(work, task) if task.task_type in _BACKFILLS else Reread(work, task)
+                job = Backfill(work, task) if task.task_type in BACKFILLS else Reread(work, task)
                 await job.run()
                 return
             except TaskEnded as e:
@@ -200,7 +199,7 @@ class Jobs:
 
     async def _clear(self, work: Work, task: Task) -> None:
         """Waits while a person has to act on the table, or has paused it (a backfill waits by itself)."""
-        while (table := work.table(task)).error or (table.paused and task.task_type in _BACKFILLS):
+        while (table := work.table(task)).error or (table.paused and task.task_type in BACKFILLS):
             feed = self._control.feed
             await feed.changed(feed.current.version)
 
@@ -259,7 +258,7 @@ class Jobs:
             return False
         except ControlUnavailable:
             return True
-        return now.status in ("pending", "running") and task.target_id in tables
+        return now.status in OPEN and task.target_id in tables
 
     async def _give_up(self, task: Task, reason: str) -> None:
         try:

@@ -8,7 +8,8 @@ import psycopg
 import pytest
 
 from tests.plugins.postgres import PostgresDatabase
-from walvec.definitions.answers import KeptAnswer, MemoryAnswers, RequestKey
+from walvec.definitions.answers import KeptAnswer, RequestKey
+from walvec.definitions.memory.answers import MemoryAnswers
 from walvec.definitions.permits import MemoryPermits
 from walvec.definitions.ports import Answers, Permits
 from walvec.definitions.postgres import open_control

@@ -11,7 +11,8 @@ from typing import Any
 from walvec.contracts.errors import Conflict, NotFound
 from walvec.definitions.model import DEFAULT_ORGANIZATION, ApiKey, Environment, Organization
 from walvec.definitions.pool import Connection, Pool
-from walvec.definitions.tasks import instant
+from walvec.definitions.tenancy import default_stays, locks
+from walvec.definitions.values import instant
 
 
 async def read_accounts(
@@ -51,7 +52,7 @@ async def _enter_key(conn: Connection, key: ApiKey) -> None:
         " VALUES (%s, %s, %s, %s, %s, %s, %s)",
         [key.id, key.org_id, key.name, key.digest, key.prefix, key.permission, key.created_by],
     )
-    if key.permission == "full":
+    if locks(key):
         await conn.execute("UPDATE walvec_control.installation SET keys_needed = true WHERE NOT keys_needed")
 
 
@@ -94,7 +95,7 @@ class ControlAccounts:
         cursor = await conn.execute("SELECT 1 FROM walvec_control.organizations WHERE id = %s", [org_id])
         if await cursor.fetchone() is None:
             return NotFound(f"there is no organization {org_id!r}.")
-        return Conflict("the default organization cannot be deleted.", "Delete what it holds instead.")
+        return default_stays()
 
     async def create_environment(self, environment: Environment) -> None:
         async with self._pool.change() as conn:

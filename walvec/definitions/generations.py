@@ -1,4 +1,4 @@
-"""The life of a vector table's generations, as functions table -> table. Pure; `postgres` and `memory` store them.
+"""The life of a vector table's generations, as functions table -> table. Pure. Next: `steps`.
 
 Rule never-back: a generation is fed without a gap from its definition until it leaves the live ones, and then never
 again; its number is given once. So a role that is behind misses nothing (it does not know the number yet and waits,
@@ -162,6 +162,11 @@ def swap_begun(table: VectorTable, generation: int, *, fills: int, reading: bool
     if reading or found.fills != fills:
         return table
     return _with(table, replace(found, swapping=True))
+
+
+def is_swapping(table: VectorTable, generation: int) -> bool:
+    found = table.generation(generation)
+    return found is not None and found.swapping
 
 
 def swap_undone(table: VectorTable, generation: int, reason: str) -> VectorTable:

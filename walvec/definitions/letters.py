@@ -12,7 +12,7 @@ from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import Position
 from walvec.definitions import transitions
 from walvec.definitions.pool import Pool
-from walvec.definitions.tasks import storable
+from walvec.definitions.values import storable
 
 _COLUMNS = "vector_table_id, generation, key, kind, reason, epoch, lsn, ordinal, attempts, id, created_at, payload"
 

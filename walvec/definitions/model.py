@@ -19,6 +19,8 @@ TaskType = Literal["backfill", "rebackfill", "replay", "repair"]
 GenerationState = Literal["building", "stalled", "active", "retired"]
 Permission = Literal["full", "read_only"]
 TaskStatus = Literal["pending", "running", "completed", "failed", "cancelled"]
+BACKFILLS: tuple[TaskType, ...] = ("backfill", "rebackfill")
+OPEN: tuple[TaskStatus, ...] = ("pending", "running")
 DEFAULT_ORGANIZATION = "default"
 FIRST_VIEW_SCHEMA = "walvec"
 

@@ -31,7 +31,7 @@ def weighed(previous: int, current: int, elapsed: float, seconds: int) -> float:
 
 
 class MemoryPermits:
-    """The fake: one process, and whoever shares the object."""
+    """Implements `ports.Permits` for one process alone: where nothing is shared, or the database is away."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock

@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from walvec.contracts.errors import NotFound
@@ -37,7 +36,8 @@ from walvec.definitions.rows import table_from, table_json
 from walvec.definitions.schema import prepare
 from walvec.definitions.secrets import Secrets
 from walvec.definitions.stored import TABLES, find, locked, transform, write
-from walvec.definitions.tasks import ControlTasks, as_json, instant, storable
+from walvec.definitions.tasks import ControlTasks
+from walvec.definitions.values import as_json, instant, now, storable
 
 _MAKERS = 8
 """Vector tables that are made at once in one process; each has a session."""
@@ -250,7 +250,6 @@ class ControlDefinitions(Rebuilds):
 
     async def _put(self, conn: Session, table: VectorTable, etag: str | None, *, streamed: bool) -> None:
         """`streamed`: it is a new one, whose changes come through the connection's slot."""
-        now = instant(datetime.now(UTC))
         # before the installation's lock: this may wait for a source that is slow to answer
         reused = streamed and await removals.take_back(conn, table.connection_id)
         await self._pool.order(conn)
@@ -263,7 +262,7 @@ class ControlDefinitions(Rebuilds):
             revisions.check(old, etag)
         environment_id = old.environment_id if old else table.environment_id or self._pool.environment_id
         schema = old.view_schema if old else table.view_schema
-        new = transitions.put(old, replace(table, environment_id=environment_id, view_schema=schema), now)
+        new = transitions.put(old, replace(table, environment_id=environment_id, view_schema=schema), now())
         if old is None:
             await conn.execute(
                 "INSERT INTO walvec_control.vector_tables"

@@ -11,7 +11,7 @@ from psycopg import sql
 from walvec.definitions.model import BridgeProgress, SourceProgress
 from walvec.definitions.pool import Pool
 from walvec.definitions.reports import SILENT_SECONDS, Report, merged
-from walvec.definitions.tasks import as_json
+from walvec.definitions.values import as_json
 
 _WHOLE_TOPIC = -1
 """The partition under which a bridge keeps what belongs to no partition."""

@@ -11,13 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from walvec.contracts.errors import Conflict, NotFound, PartitionLost, RecordsLost
-from walvec.definitions.model import Task, VectorTable
+from walvec.definitions.model import BACKFILLS, Task, VectorTable
 from walvec.definitions.ports import Control
 from walvec.transport.ports import Consumer
 
 log = logging.getLogger(__name__)
-
-BACKFILLS = ("backfill", "rebackfill")
 
 
 async def read_again(control: Control, tables: Iterable[VectorTable], reason: str, *, tell: bool = False) -> None:

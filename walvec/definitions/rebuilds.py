@@ -1,20 +1,21 @@
 """Generations in the control database: what a transition does to a table, and to its tasks, in one transaction.
 
-The transitions themselves are pure (`generations`). Next: `postgres` joins these methods to its own.
+What a step does is pure (`steps`, `generations`). Next: `postgres` joins these methods to its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from walvec.contracts.errors import Conflict, NotFound
-from walvec.definitions import generations, revisions, stored
+from walvec.definitions import generations, revisions, steps, stored
 from walvec.definitions.model import Generation, Task, VectorTable
 from walvec.definitions.pool import Connection, Pool
-from walvec.definitions.tasks import cancel_tasks, ever_read, insert_task, instant, open_backfill
+from walvec.definitions.steps import Step
+from walvec.definitions.tasks import cancel_tasks, ever_read, insert_task, open_backfill
+from walvec.definitions.values import now
 
 
 class Rebuilds:
@@ -45,17 +46,13 @@ class Rebuilds:
             old = await stored.locked(conn, table_id)
             revisions.check(old, etag)
             read = await ever_read(conn, table_id)
-            new = generations.replaced_active(old, generation, changes or {}, read=read)
-            return await self._store(conn, new)
+            return await self._take(conn, Step(generations.replaced_active(old, generation, changes or {}, read=read)))
 
     async def abort(self, table_id: str, *, etag: str | None = None) -> VectorTable:
         async with self._pool.ordered() as conn:
             old = await stored.locked(conn, table_id)
             revisions.check(old, etag)
-            new = generations.aborted(old)
-            assert old.building is not None
-            await cancel_tasks(conn, table_id, old.building.number, generations.ABORTED)
-            return await self._store(conn, new)
+            return await self._take(conn, steps.aborting(old))
 
     async def rollback(self, table_id: str) -> tuple[VectorTable, Task]:
         return await self._enter(table_id, generations.rolled_back, None)
@@ -73,15 +70,13 @@ class Rebuilds:
             new = transition(old)
             building = new.building
             assert building is not None
-            if new == old and await open_backfill(conn, table_id, building.number):
-                raise generations.in_progress(old)
-            if old.building is not None and old.building.number != building.number:
-                await cancel_tasks(conn, table_id, old.building.number, generations.REPLACED)
-            new = await self._store(conn, generations.unfilled(new, building.number))
+            reading = await open_backfill(conn, table_id, building.number)
+            new = await self._take(conn, steps.entering(old, new, reading=reading))
             task = await insert_task(conn, "rebackfill", table_id, building.number, generations.REBUILD)
         return new, task
 
-    async def _store(self, conn: Connection, table: VectorTable) -> VectorTable:
+    async def _take(self, conn: Connection, step: Step) -> VectorTable:
+        table = step.table
         used = {table.provider_of(g) for g in table.live_generations}
         cursor = await conn.execute(
             "SELECT id FROM walvec_control.providers WHERE environment_id = %s AND id = ANY(%s)",
@@ -89,7 +84,8 @@ class Rebuilds:
         )
         if len(await cursor.fetchall()) < len(used):
             raise NotFound("there is no such embedding provider.")
-        new = replace(table, updated_at=instant(datetime.now(UTC)))
+        await cancel_tasks(conn, step)
+        new = replace(table, updated_at=now())
         await stored.write(conn, new)
         await self._pool.move(conn)
         return new
@@ -123,23 +119,16 @@ class Swaps:
     async def set_stalled(self, table_id: str, generation: int, kind: str, reason: str) -> bool:
         async with self._pool.ordered() as conn:
             old = await stored.locked(conn, table_id)
-            new = stored.changed(old, generations.stalled(old, generation, reason))
-            if new != old:
-                await cancel_tasks(conn, table_id, generation, f"{kind}: {reason}")
-                await stored.write(conn, new)
-                await self._pool.move(conn)
+            new = await self._take(conn, old, steps.stalling(old, generation, kind, reason))
         return generations.stall_of(new, generation) != "serves"
 
     async def begin_swap(self, table_id: str, generation: int, *, fills: int) -> bool:
         async with self._pool.ordered() as conn:
             old = await stored.locked(conn, table_id)
             reading = await open_backfill(conn, table_id, generation)
-            new = generations.swap_begun(old, generation, fills=fills, reading=reading)
-            if new != old:
-                await stored.write(conn, new)
-                await self._pool.move(conn)
-        found = new.generation(generation)
-        return found is not None and found.swapping
+            step = Step(generations.swap_begun(old, generation, fills=fills, reading=reading))
+            new = await self._take(conn, old, step)
+        return generations.is_swapping(new, generation)
 
     async def undo_swap(self, table_id: str, generation: int, reason: str) -> None:
         await stored.transform(self._pool, table_id, lambda t: generations.swap_undone(t, generation, reason))
@@ -147,12 +136,16 @@ class Swaps:
     async def finish_swap(self, table_id: str, generation: int, kept_until: str) -> bool:
         async with self._pool.ordered() as conn:
             old = await stored.locked(conn, table_id)
-            new = generations.swapped(old, generation, kept_until)
-            if new != old:
-                await cancel_tasks(conn, table_id, old.active.number, generations.RETIRED)
-                await stored.write(conn, new)
-                await self._pool.move(conn)
+            new = await self._take(conn, old, steps.swapping(old, generation, kept_until))
         return new.active.number == generation
 
     async def expire(self, table_id: str, generation: int) -> None:
         await stored.transform(self._pool, table_id, lambda t: generations.expired(t, generation))
+
+    async def _take(self, conn: Connection, old: VectorTable, step: Step) -> VectorTable:
+        new = stored.changed(old, step.table)
+        if new != old:
+            await cancel_tasks(conn, step)
+            await stored.write(conn, new)
+            await self._pool.move(conn)
+        return new

@@ -22,7 +22,7 @@ from walvec.definitions.pool import Connection as Session
 from walvec.definitions.pool import Pool
 from walvec.definitions.rows import table_from, table_json
 from walvec.definitions.secrets import Secrets
-from walvec.definitions.tasks import as_json, instant, storable
+from walvec.definitions.values import as_json, instant, storable
 
 What = Literal["storage", "topics", "publication", "slot"]
 _TOGETHER = 3

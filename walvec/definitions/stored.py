@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from datetime import UTC, datetime
-
-from psycopg.types.json import Json
 
 from walvec.contracts.errors import NotFound
 from walvec.definitions import transitions
 from walvec.definitions.model import VectorTable
 from walvec.definitions.pool import Connection, Pool
 from walvec.definitions.rows import table_from, table_json
+from walvec.definitions.values import as_json, now
 
 TABLES = (
     "SELECT t.definition, t.dead_in_row, t.environment_id, e.view_schema FROM walvec_control.vector_tables t"
@@ -43,7 +40,7 @@ async def write(conn: Connection, table: VectorTable) -> None:
             table.name,
             table.connection_id,
             table.embedding_provider_id,
-            Json(table_json(table), dumps=json.dumps),
+            as_json(table_json(table)),
             table.dead_in_row,
             table.id,
         ],
@@ -62,5 +59,5 @@ async def transform(pool: Pool, table_id: str, transition: Callable[[VectorTable
 
 
 def changed(old: VectorTable, new: VectorTable) -> VectorTable:
-    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    return transitions.stamped(old, new, now)
+    """What is to be written; see `transitions.stamped`."""
+    return transitions.stamped(old, new, now())

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
-
-from psycopg.types.json import Json
 
 from walvec.contracts.errors import NotFound
 from walvec.definitions import generations, stored
-from walvec.definitions.model import Task, TaskStatus, TaskType
+from walvec.definitions.model import BACKFILLS, OPEN, Task, TaskStatus, TaskType
 from walvec.definitions.pool import Connection, Pool
-
-BACKFILLS: tuple[TaskType, ...] = ("backfill", "rebackfill")
+from walvec.definitions.steps import Step
+from walvec.definitions.values import as_json, instant, storable
 
 _COLUMNS = (
     "id, task_type, target_id, generation, status, params, progress, attempts, last_error, created_at, updated_at"
 )
-
-
-def instant(value: datetime) -> str:
-    """UTC, ISO 8601 with Z."""
-    return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def storable(text: str) -> str:
-    """Postgres text holds neither NUL nor lone surrogates; a provider's message may."""
-    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
-
-
-def as_json(value: Mapping[str, Any]) -> Json:
-    return Json(dict(value), dumps=json.dumps)
 
 
 def _task(row: tuple[Any, ...]) -> Task:
@@ -65,12 +47,13 @@ async def insert_task(
     return _task(row)
 
 
-async def cancel_tasks(conn: Connection, target_id: str, generation: int, reason: str) -> None:
-    """All that are open of that generation."""
+async def cancel_tasks(conn: Connection, step: Step) -> None:
+    if step.cancels is None:
+        return
     await conn.execute(
         "UPDATE walvec_control.tasks SET status = 'cancelled', last_error = %s, updated_at = now()"
         " WHERE target_id = %s AND generation = %s AND status IN ('pending', 'running')",
-        [storable(reason), target_id, generation],
+        [storable(step.reason), step.table.id, step.cancels],
     )
 
 
@@ -140,7 +123,7 @@ class ControlTasks:
             if row is None:
                 raise NotFound(f"there is no task {task_id!r}.")
             task = _task(row)
-            if task.status not in ("pending", "running"):
+            if task.status not in OPEN:
                 return task
             params = {**task.params, "asked": True}
             await conn.execute("UPDATE walvec_control.tasks SET params = %s WHERE id = %s", [as_json(params), task_id])
@@ -229,7 +212,7 @@ class ControlTasks:
             if row is None:
                 raise NotFound(f"there is no task {task_id!r}.")
             before = row[0]
-            if before not in ("pending", "running"):
+            if before not in OPEN:
                 return False
             await conn.execute(
                 "UPDATE walvec_control.tasks SET status = coalesce(%s, status), progress = coalesce(%s, progress),"

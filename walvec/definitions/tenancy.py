@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from typing import Any
 
+from walvec.contracts.errors import Conflict
 from walvec.definitions.model import (
     DEFAULT_ORGANIZATION,
     FIRST_VIEW_SCHEMA,
@@ -46,6 +47,15 @@ def new_key(
     """The token, which is to be shown once, and what is kept of it."""
     token = f"sk_live_{secrets.token_urlsafe(32)}"
     return token, ApiKey(_id("key"), organization.id, name, digest(token), token[:12], permission, created_by)
+
+
+def locks(key: ApiKey) -> bool:
+    """From the first one of these on, every request needs a key, even when it is revoked later."""
+    return key.permission == "full"
+
+
+def default_stays() -> Conflict:
+    return Conflict("the default organization cannot be deleted.", "Delete what it holds instead.")
 
 
 def digest(token: str) -> bytes:

@@ -14,17 +14,16 @@ import numpy as np
 from fastapi import FastAPI
 
 from api.app import create_app
-from api.lifecycle import BACKFILLS, OPEN
 from api.services import Services
 from embedder.providers import registry
 from tests.plugins.openapi import Contract
 from walvec.contracts.errors import DefinitionError, SourceUnavailable
 from walvec.contracts.keys import partition_of
 from walvec.contracts.position import Position
-from walvec.contracts.sources import Check, SourceIdentity, SourceTable, TableColumn
+from walvec.contracts.sources import Check, RowCount, SourceIdentity, SourceTable, TableColumn
 from walvec.contracts.stores import Differences, Hit
 from walvec.definitions.memory import MemoryControl
-from walvec.definitions.model import EmbeddingProvider, SourceProgress, VectorTable
+from walvec.definitions.model import BACKFILLS, OPEN, EmbeddingProvider, SourceProgress, VectorTable
 from walvec.runtime.settings import settings_from
 from walvec.transport.memory import MemoryLog
 from walvec.transport.records import Record, changes_topic, embedder_group, sink_group, vectors_topic
@@ -70,6 +69,7 @@ class FakeSource:
     def __init__(self) -> None:
         self.rows: dict[bytes, str | None] = {}
         self.marker = 100
+        self.estimate = 0
         self.down = False
         self.released: list[str] = []
         self.hidden: list[list[str]] = []
@@ -94,9 +94,11 @@ class FakeSource:
             raise DefinitionError(f"there is no table {source_table}.", "Create it.")
         return PRODUCTS
 
-    async def count(self, connection: Any, table: Any) -> int:
+    async def count(self, connection: Any, table: Any) -> RowCount:
         self._up()
-        return len(self.rows)
+        if self.estimate:
+            return RowCount(self.estimate, exact=False)
+        return RowCount(sum(text is not None for text in self.rows.values()), exact=True)
 
     async def written(self, connection: Any) -> int:
         self._up()

@@ -1,20 +1,18 @@
-"""Removals as plain objects: the part of `memory` that stands for `removals`."""
+"""What deleted vector tables leave behind. Implements `ports.Removals`."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from walvec.contracts.errors import NotFound
+from walvec.definitions.memory.feed import MemoryFeed
+from walvec.definitions.memory.progress import MemoryProgress
 from walvec.definitions.model import VectorTable
 from walvec.definitions.removals import MADE_SECONDS, OF_MAKING, OF_SOURCE, Removal, What, new_removal_id
-
-if TYPE_CHECKING:
-    from walvec.definitions.memory import MemoryControl
+from walvec.definitions.values import now
 
 
 class MemoryClaim:
@@ -30,10 +28,9 @@ class MemoryClaim:
 
 
 class MemoryRemovals:
-    """Implements `ports.Removals`."""
-
-    def __init__(self, control: MemoryControl) -> None:
-        self._control = control
+    def __init__(self, feed: MemoryFeed, progress: MemoryProgress) -> None:
+        self._feed = feed
+        self._progress = progress
         self._left: dict[str, Removal] = {}
         self._due: dict[str, float] = {}
         self._claimed: set[str] = set()
@@ -57,7 +54,7 @@ class MemoryRemovals:
             return
         self._claimed.add(found.id)
         try:
-            connection = self._control.feed.current.connections.get(found.connection_id)
+            connection = self._feed.current.connections.get(found.connection_id)
             yield MemoryClaim(self, found if connection is None else replace(found, dsn=connection.dsn))
         finally:
             self._claimed.discard(found.id)
@@ -88,8 +85,8 @@ class MemoryRemovals:
         self.end(self._left[removal_id])
 
     def enter(self, table: VectorTable, what: Sequence[What]) -> list[str]:
-        connection = self._control.feed.current.connections.get(table.connection_id)
-        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        connection = self._feed.current.connections.get(table.connection_id)
+        at = now()
         made = [
             Removal(
                 new_removal_id(),
@@ -100,8 +97,8 @@ class MemoryRemovals:
                 table.connection_id,
                 connection.dsn if connection else None,
                 None if one == "slot" else table,
-                created_at=now,
-                updated_at=now,
+                created_at=at,
+                updated_at=at,
             )
             for one in what
         ]
@@ -120,7 +117,7 @@ class MemoryRemovals:
         self._left.pop(removal.id, None)
         self._making.discard(removal.id)
         if removal.what == "slot":
-            self._control.progress.forget(removal.connection_id)
+            self._progress.forget(removal.connection_id)
 
     def again(self, removal: Removal, reason: str, again_in: float) -> None:
         self._making.discard(removal.id)
