@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from walvec.contracts.sources import Check, SlotView, SourceIdentity, SourceTable
+from walvec.contracts.sources import Check, RowCount, SlotView, SourceIdentity, SourceTable
 from walvec.contracts.stores import Differences, Filter, Hit, Place
 from walvec.definitions.model import Connection, EmbeddingProvider, Generation, VectorTable
 from walvec.transport.records import StoredRecord
@@ -25,8 +25,8 @@ class Source(Protocol):
     async def inspect(self, connection: Connection, source_table: str) -> SourceTable:
         """Resolves a name (quoted exact; unquoted exact first, then folded) and reads the catalog."""
 
-    async def count(self, connection: Connection, table: VectorTable) -> int:
-        """Rows; exact when that takes less than a second, else the planner's estimate."""
+    async def count(self, connection: Connection, table: VectorTable) -> RowCount:
+        """Exact when that takes less than a second."""
 
     async def slot(self, connection: Connection) -> SlotView:
         """What the server keeps for walvec's slot. One short query."""

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from api.lag import Lag, lag_of
-from api.lifecycle import BACKFILLS as BACKFILLS
-from api.lifecycle import OPEN, layers_of
+from api.lifecycle import layers_of
 from api.services import Services
 from walvec.contracts.errors import WalvecError
 from walvec.contracts.position import format_lsn
-from walvec.definitions.model import Snapshot, SyncStatus, Task, VectorTable
+from walvec.contracts.sources import RowCount
+from walvec.definitions.model import BACKFILLS, OPEN, Snapshot, SyncStatus, Task, VectorTable
 from walvec.transport.records import bridge_group, changes_topic, embedder_group, sink_group, vectors_topic
 
 _PATIENCE = 3.0  # seconds that a status waits for a source or store that may be down
 _FRESH = 10.0  # seconds after which a role's report says that the role is not there
 
+T = TypeVar("T")
 Reports = Mapping[tuple[str, str], tuple[Mapping[str, Any], float]]
 
 
@@ -71,15 +72,13 @@ async def table_status(services: Services, table: VectorTable, snapshot: Snapsho
     unreachable: list[str] = []
     tasks = await services.control.tasks.recent(table.id, 20)
     dead = await services.control.letters.count(table.id)
-    total, synced = await asyncio.gather(
-        _reached(lambda: total_rows(services, table, snapshot), f"rows:{table.id}", services, unreachable),
-        _reached(lambda: synced_rows(services, table), f"vectors:{table.id}", services, unreachable),
-    )
+    found, synced = await _counted(services, table, snapshot, unreachable)
     stages = await _stages(services, table, unreachable)
     known = list(stages.values())
     lags = [lag for lag in known if lag is not None]
     whole = len(lags) == len(known)
     state = state_of(table, tasks)
+    total = _total(found, synced, dead, caught_up=state == "synced" and whole and not any(lag.changes for lag in lags))
     sent = _report(reports, "embedder", table.id)
     applied = _report(reports, "sink", table.id)
     connection = snapshot.connections.get(table.connection_id)
@@ -170,38 +169,51 @@ def last_error_at(table: VectorTable, tasks: Sequence[Task]) -> str | None:
     return newest.updated_at if newest is not None and last_error(table, tasks) is not None else None
 
 
-async def total_rows(services: Services, table: VectorTable, snapshot: Snapshot) -> int:
-    connection = snapshot.connections[table.connection_id]
-    return await services.memory.recall(f"rows:{table.id}", lambda: services.source.count(connection, table))
-
-
-async def synced_rows(services: Services, table: VectorTable) -> int:
-    return await services.memory.recall(
-        f"vectors:{table.id}:{table.active.number}", lambda: services.store.count(table, table.active)
-    )
-
-
 async def counts(services: Services, table: VectorTable, snapshot: Snapshot) -> tuple[int, int]:
     """(total rows, synced rows); what cannot be reached now counts as it was last seen, else 0."""
     ignored: list[str] = []
-    total, synced = await asyncio.gather(
-        _reached(lambda: total_rows(services, table, snapshot), f"rows:{table.id}", services, ignored),
-        _reached(lambda: synced_rows(services, table), f"vectors:{table.id}", services, ignored),
+    found, synced = await _counted(services, table, snapshot, ignored)
+    caught_up, dead = False, 0
+    if found is not None and not found.exact:
+        lags = (await _stages(services, table, ignored)).values()
+        state = state_of(table, await services.control.tasks.recent(table.id, 20))
+        caught_up = state == "synced" and all(lag is not None and not lag.changes for lag in lags)
+        dead = await services.control.letters.count(table.id)
+    return _total(found, synced, dead, caught_up=caught_up) or 0, synced or 0
+
+
+async def _counted(
+    services: Services, table: VectorTable, snapshot: Snapshot, unreachable: list[str]
+) -> tuple[RowCount | None, int | None]:
+    connection = snapshot.connections[table.connection_id]
+    return await asyncio.gather(
+        _reached(lambda: services.source.count(connection, table), f"rows:{table.id}", services, unreachable),
+        _reached(
+            lambda: services.store.count(table, table.active),
+            f"vectors:{table.id}:{table.active.number}",
+            services,
+            unreachable,
+        ),
     )
-    return total or 0, synced or 0
 
 
-async def _reached(
-    find: Callable[[], Awaitable[int]], name: str, services: Services, unreachable: list[str]
-) -> int | None:
+def _total(found: RowCount | None, synced: int | None, dead: int, *, caught_up: bool) -> int | None:
+    """Where counting takes too long, and nothing is left to do, the store knows better than the planner."""
+    if found is None or found.exact or synced is None or not caught_up:
+        return found.rows if found is not None else None
+    return synced + dead
+
+
+async def _reached(find: Callable[[], Awaitable[T]], name: str, services: Services, unreachable: list[str]) -> T | None:
     try:
         async with asyncio.timeout(_PATIENCE):
-            return await find()
+            return await services.memory.recall(name, find)
     except TimeoutError:
         unreachable.append(f"{name.partition(':')[0]}: no answer within {_PATIENCE:g} s")
     except WalvecError as e:
         unreachable.append(f"{name.partition(':')[0]}: {e.message}")
-    return services.memory.last(name)
+    last: T | None = services.memory.last(name)
+    return last
 
 
 def stages_of(table: VectorTable) -> dict[str, tuple[str, str]]:

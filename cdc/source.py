@@ -15,10 +15,11 @@ from psycopg import sql
 
 from cdc import catalog, preflight, reading, slots
 from cdc.bridge_batch import judge
+from cdc.counting import count_query
 from cdc.session import Sessions, open_session, query_error, source_errors
 from walvec.contracts.errors import DecodeError, SourceRejected, SourceUnavailable
 from walvec.contracts.position import parse_lsn
-from walvec.contracts.sources import Check, RowsRead, SlotView, SourceIdentity, SourceTable
+from walvec.contracts.sources import Check, RowCount, RowsRead, SlotView, SourceIdentity, SourceTable
 from walvec.contracts.values import decode_key
 from walvec.definitions.model import Connection, Generation, VectorTable
 from walvec.transport.records import StoredRecord
@@ -57,19 +58,19 @@ class SourceAccess:
         async with self._sessions.borrow(connection) as session:
             return await catalog.inspect(session, source_table)
 
-    async def count(self, connection: Connection, table: VectorTable) -> int:
-        """Rows; exact when that takes less than a second, else the planner's estimate."""
+    async def count(self, connection: Connection, table: VectorTable) -> RowCount:
         async with self._sessions.borrow(connection) as session:
             found = await reading.target(session, table, table.active)
-            query = sql.SQL("SELECT count(*) FROM {}").format(found.relation)
+            unicode = session.info.parameter_status("server_encoding") == "UTF8"
+            query = count_query(found, table.active, unicode=unicode)
             try:
                 async with session.transaction():
                     await session.execute(f"SET LOCAL statement_timeout = {_COUNT_TIMEOUT_MS}")
                     row = await (await session.execute(query)).fetchone()
             except psycopg.errors.QueryCanceled:
-                return found.estimated_rows
+                return RowCount(found.estimated_rows, exact=False)
             assert row is not None
-            return int(str(row[0]))
+            return RowCount(int(str(row[0])), exact=True)
 
     async def slot(self, connection: Connection) -> SlotView:
         async with self._sessions.borrow(connection) as session:

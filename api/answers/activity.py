@@ -55,7 +55,7 @@ class BackfillRequested(Task):
     vector_table_id: TableId
     sync_status: SyncStatus
     total_rows: int
-    """Rows of the source table."""
+    """Rows of the source table that have a text to embed; where counting takes too long, estimated."""
     synced_rows: int
     """Rows that have a vector already."""
 
@@ -86,9 +86,9 @@ class SyncState(Answer):
     vector_table_id: TableId
     sync_status: SyncStatus
     synced_rows: int
-    """Rows that have a vector."""
+    """Rows that have a vector: all of `total_rows` once it is synced, but for dead letters."""
     total_rows: int
-    """Rows of the source table."""
+    """Rows of the source table that have a text to embed; where counting takes too long, estimated."""
     last_synced_at: Time | None
     """The source's state at this moment is searchable."""
     last_sync_at: Time | None
@@ -153,9 +153,9 @@ class TableStatus(Answer):
     sync_status: SyncStatus
     """The same."""
     total_rows: int | None
-    """Rows of the source table."""
+    """Rows of the source table that have a text to embed; where counting takes too long, estimated."""
     synced_rows: int | None
-    """Rows that have a vector."""
+    """Rows that have a vector: all of `total_rows` once it is synced, but for dead letters."""
     dead_letters: int
     """Changes that could not be processed."""
     lag_changes: int | None

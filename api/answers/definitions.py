@@ -315,9 +315,9 @@ class VectorTable(Answer):
     view: str
     """Its view in SQL."""
     total_rows: int
-    """Rows of the source table."""
+    """Rows of the source table that have a text to embed; where counting takes too long, estimated."""
     synced_rows: int
-    """Rows that have a vector."""
+    """Rows that have a vector: all of `total_rows` once it is synced, but for dead letters."""
     created_at: CreatedAt
     updated_at: Time
     """When the definition last changed, UTC."""

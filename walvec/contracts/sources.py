@@ -38,6 +38,18 @@ class SourceTable:
     identity_columns: tuple[str, ...]
     partitioned: bool
     estimated_rows: int
+    above: tuple[tuple[str, str], ...] = ()
+    """Partitioned tables that it is a partition of, as (schema, name), from its parent to the root."""
+    below: tuple[tuple[str, str], ...] = ()
+    """Its partitions, with theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowCount:
+    """Rows that have a text to embed; not `exact`: all rows, as the planner estimates them."""
+
+    rows: int
+    exact: bool
 
 
 @dataclass(frozen=True, slots=True)
