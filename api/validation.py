@@ -9,6 +9,7 @@ import difflib
 import secrets
 from collections.abc import Iterable, Sequence
 
+from api.partitions import check_partitions
 from api.ports import Models, Source
 from api.specs import wanted
 from walvec.contracts.errors import DefinitionError, NotFound
@@ -129,7 +130,9 @@ async def build_vector_table(
     )
     if table.source is not None:
         await _topic(table, connection, source, log, look=preflight)
+    others = list(others)
     check_view(table, generation, others)
+    check_partitions(table, found, others, new=existing is None)
     if preflight:
         await check_source(table, connection, source)
     return table

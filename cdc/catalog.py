@@ -221,6 +221,13 @@ SELECT n.nspname, c.relname, c.relreplident,
 """
 
 
+_RELATIVES = """
+SELECT n.nspname::text, c.relname::text
+  FROM {}(%(oid)s) WITH ORDINALITY AS p JOIN pg_class c ON c.oid = p.relid
+  JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid <> %(oid)s ORDER BY p.ordinality
+"""
+
+
 async def read_table(session: Session, oid: int) -> TableDetail:
     """The catalog's rows of one table, in one snapshot. Raises TableChanged when it went away meanwhile."""
     async with session.transaction():
@@ -239,6 +246,8 @@ async def read_table(session: Session, oid: int) -> TableDetail:
         columns = await _all(session, _COLUMNS, {"oid": oid})
         indexes = await _all(session, _INDEXES, {"oid": oid})
         leaves = await _all(session, _LEAVES, {"oid": oid}) if head[0][2] == "p" else []
+        above = await _all(session, _RELATIVES.format("pg_partition_ancestors"), {"oid": oid})
+        below = await _all(session, _RELATIVES.format("pg_partition_tree"), {"oid": oid}) if head[0][2] == "p" else []
     schema, name, kind, persistence, identity, tuples, owner, size = head[0]
     names = {row[9]: row[0] for row in columns}
     nullable = {row[0] for row in columns if row[5]}
@@ -277,6 +286,8 @@ async def read_table(session: Session, oid: int) -> TableDetail:
         identity_columns=identity_columns,
         partitioned=kind == "p",
         estimated_rows=estimate,
+        above=tuple((row[0], row[1]) for row in above),
+        below=tuple((row[0], row[1]) for row in below),
     )
     return TableDetail(
         table=table,
