@@ -82,7 +82,7 @@ async def test_every_line_of_a_request_has_its_id(world: World, monkeypatch: pyt
         seen.append(request_id.get())
         raise WalvecError("no")
 
-    monkeypatch.setattr(world.control.tasks, "recent", snapshot)
+    monkeypatch.setattr(world.control.tasks, "page", snapshot)
     one, other = await asyncio.gather(
         world.http.get("/v1/tasks", headers={"X-Request-Id": "first-request"}),
         world.http.get("/v1/tasks", headers={"X-Request-Id": "second-request"}),
@@ -116,7 +116,7 @@ async def test_what_nobody_expected_tells_nothing_of_itself(
     async def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("a secret of the inside")
 
-    monkeypatch.setattr(world.control.tasks, "recent", broken)
+    monkeypatch.setattr(world.control.tasks, "page", broken)
     answer = await world.http.get("/v1/tasks")
     envelope(answer, 500, "internal_error")
     assert "secret" not in answer.text
