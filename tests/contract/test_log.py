@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.plugins.kafka import KafkaCluster
-from walvec.contracts.errors import LogUnavailable, NotFound, PartitionLost
+from walvec.contracts.errors import Conflict, LogUnavailable, NotFound, PartitionLost
 from walvec.runtime.settings import KafkaSettings, LogSettings
 from walvec.transport.kafka import KafkaLog
 from walvec.transport.local import LocalLog, log_path
@@ -258,6 +258,54 @@ async def test_a_deleted_group_begins_anew(open_log: Open) -> None:
     await log.delete_group(GROUP)
     await log.delete_group("a-group-that-never-was")
     assert await log.committed(TOPIC, GROUP) == {0: 0}
+
+
+async def test_a_group_with_a_member_is_kept_or_its_member_begins_anew(open_log: Open) -> None:
+    log = await open_log()
+    await log.ensure_topic(TOPIC, 1)
+    await log.producer().append(TOPIC, records(3))
+    consumer = log.consumer(TOPIC, GROUP)
+    await take(consumer, 3)
+    await consumer.commit({0: 2})
+    refused: Conflict | None = None
+    try:
+        await log.delete_group(GROUP)
+    except Conflict as e:
+        refused = e
+    if refused is not None:  # nothing was taken from anybody
+        assert GROUP in refused.message
+        assert refused.cure
+        assert await log.committed(TOPIC, GROUP) == {0: 2}
+        await consumer.commit({0: 3})
+        await log.producer().append(TOPIC, records(1, 7))
+        assert values(await take(consumer, 1)) == [b"v7"]
+    else:  # what the member says of its former life is not believed
+        assert await log.committed(TOPIC, GROUP) == {0: 0}
+        with pytest.raises(PartitionLost):
+            await consumer.commit({0: 3})
+        assert await log.committed(TOPIC, GROUP) == {0: 0}
+        assert values(await take(consumer, 3)) == [b"v0", b"v1", b"v2"]
+        await consumer.commit({0: 3})
+    assert await log.committed(TOPIC, GROUP) == {0: 3}
+    await consumer.close()
+    await log.delete_group(GROUP)
+    assert await log.committed(TOPIC, GROUP) == {0: 0}
+
+
+async def test_a_deleted_group_takes_nothing_from_others(open_log: Open) -> None:
+    log = await open_log()
+    other = GROUP.replace("embedder", "sink")
+    await log.ensure_topic(TOPIC, 1)
+    await log.producer().append(TOPIC, records(2))
+    for group in (GROUP, other):
+        consumer = log.consumer(TOPIC, group)
+        await take(consumer, 2)
+        await consumer.commit({0: 2})
+        await consumer.close()
+    await log.delete_group(GROUP)
+    assert await log.committed(TOPIC, GROUP) == {0: 0}
+    assert await log.committed(TOPIC, other) == {0: 2}
+    await log.delete_group(other)
 
 
 async def test_offsets_are_found_by_time(open_log: Open) -> None:

@@ -122,7 +122,17 @@ class MemoryLog:
 
     async def delete_group(self, group: str) -> None:
         for topic in self._topics.values():
-            topic.groups.pop(group, None)
+            state = topic.groups.get(group)
+            if state is None:
+                continue
+            if not state.members:
+                del topic.groups[group]
+                continue
+            state.committed.clear()
+            for partition in state.owners:  # its members begin anew; what they had in hand is void
+                state.owners[partition] = None
+                state.generations[partition] += 1
+        await self.notify()
 
     async def reset(self, topic: str, group: str, offsets: Mapping[int, int]) -> None:
         found = self.topic(topic)
