@@ -1,4 +1,5 @@
 """Definitions, tasks, dead letters and progress: what the control database holds, and a live view of it.
 
-`model` is pure; `ports` is what the roles use; `postgres` keeps it; `feed` follows it; `apply` reads YAML.
+`model` is pure; `ports` is what the roles use; `postgres` keeps it, `memory` for tests; `feed` follows it; `document`
+reads YAML.
 """
