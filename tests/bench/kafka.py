@@ -24,7 +24,7 @@ from tests.plugins.machines import Machines, machines
 @contextmanager
 def broker() -> Iterator[KafkaCluster]:
     """One node. Raises jars.Unavailable, which the caller reports in words."""
-    cluster = KafkaCluster(heap="1g")
+    cluster = KafkaCluster(heap="1g", measured=True)
     try:
         cluster.start()
         yield cluster

@@ -161,7 +161,7 @@ if __name__ == "__main__":
         own = stack.enter_context(started(max_wal_size="4GB"))
         servers = ""
         if chosen.log == "kafka":
-            cluster = KafkaCluster(heap="1g")
+            cluster = KafkaCluster(heap="1g", measured=True)
             stack.callback(cluster.close)
             servers = cluster.start().bootstrap_servers
         speeds = measure(
