@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from embedder import known, outbox
 from embedder.coalescer import coalesce
 from embedder.context import Context
-from embedder.dispatch import Answer, Dispatcher, Usage
+from embedder.dispatch import Dispatcher
 from embedder.intake import Polled
 from embedder.outbox import Outbox
 from embedder.planner import Claim, Delete, Embed, Reread, Row, Truncate
+from embedder.usage import Usage
+from embedder.wanted import Answer
 from walvec.contracts.changes import Change
 from walvec.contracts.errors import ControlUnavailable, SourceRejected, SourceUnavailable
 from walvec.contracts.letters import DeadLetter

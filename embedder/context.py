@@ -11,10 +11,11 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from embedder.dispatch import Dispatcher, Usage
+from embedder.dispatch import Dispatcher
 from embedder.memory import Memory
 from embedder.planner import Planner
 from embedder.ports import RowReader, StoreLookup
+from embedder.usage import Usage
 from walvec.contracts.errors import ControlUnavailable
 from walvec.definitions.model import Connection, Generation, VectorTable
 from walvec.definitions.ports import Control

@@ -1,10 +1,8 @@
 """Texts that must be paid for become requests to one model of one provider, for all tables that use it.
 
-One text is sent once, even when several batches in flight hold it (single flight), and what was sent is remembered
-until the store has it. No row loses an attempt to *wait* or *stop*; *this input* halves the request down to the
-culprit. Texts that serve nobody yet (`later`) have requests of their own, behind those of all others but for one in
-`_LATER_TURN`. Answers go to the batches' inboxes, one call per request. What may be sent when: `pace`; what fits:
-`packing`.
+What was sent is remembered until the store has it. No row loses an attempt to *wait* or *stop*; *this input* halves
+the request down to the culprit. Answers go to the batches' inboxes, one call per request.
+Which texts go next: `wanted`; what may be sent when: `pace`; what fits: `packing`.
 """
 
 from __future__ import annotations
@@ -12,11 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -24,84 +19,17 @@ from embedder import packing
 from embedder.memory import Memory
 from embedder.pace import Backoff, Pace
 from embedder.providers.port import Provider, ProviderSuspect
+from embedder.wanted import Answer, Inbox, Pack, Want, Wanted
 from walvec.contracts.errors import ProviderRejectedInput, ProviderStop, ProviderWait
 from walvec.contracts.histograms import NUMBERS, Histogram
 
 _log = logging.getLogger(__name__)
 _CANARY = "walvec"
 _SPLIT_AFTER = {"answer": 3, "dimensions": 3, "timeout": 3, "server": 6}
-_LATER_TURN = 8
 _CUT_FLOOR = 256  # tokens: a shorter text is not cut further, it is refused
 
 
-class Answer(NamedTuple):
-    """`vector`: little-endian float32, or None with the provider's reason. `text`: what was sent."""
-
-    hash: str
-    text: str
-    vector: bytes | None
-    reason: str = ""
-
-
-Saved = Literal["unchanged", "superseded", "coalesced", "same_batch", "store_hash", "memory"]
-"""Why a text was not sent: see walvec_texts_saved_total in docs/metrics.md."""
-_REASONS: tuple[Saved, ...] = get_args(Saved)
 Outcome = Literal["ok", "wait", "stop", "input", "answer"]
-
-
-@dataclass(slots=True)
-class Usage:
-    """What a table has asked of providers, and what its worker has done; read by its report and its metrics.
-
-    `read`, `written`: records of the log; `embedded`: rows that got a vector; `buried`: dead letters by kind.
-    """
-
-    texts_sent: int = 0
-    texts_cut: int = 0
-    requests: int = 0
-    tokens: int = 0
-    retries: dict[str, int] = field(default_factory=lambda: {"wait": 0, "stop": 0, "input": 0, "answer": 0})
-    saved: dict[Saved, int] = field(default_factory=lambda: dict.fromkeys(_REASONS, 0))
-    read: int = 0
-    written: int = 0
-    embedded: int = 0
-    buried: Counter[str] = field(default_factory=Counter)
-    batches: Histogram = field(default_factory=lambda: Histogram(NUMBERS))
-    log_to_embedded: Histogram = field(default_factory=Histogram)
-
-    def save(self, reason: Saved, texts: int = 1) -> None:
-        self.saved[reason] += texts
-
-    @property
-    def texts_saved(self) -> int:
-        """Texts that were composed and not sent; what was coalesced was never composed."""
-        return sum(self.saved.values()) - self.saved["coalesced"]
-
-
-class Inbox(Protocol):
-    """A batch that waits for vectors."""
-
-    @property
-    def usage(self) -> Usage: ...
-
-    def put(self, answers: Sequence[Answer]) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class _Want:
-    hash: str
-    text: str
-    size: int
-    inboxes: list[Inbox]
-
-
-@dataclass(slots=True, eq=False)
-class _Pack:
-    """A request: `mark` is the number of successes elsewhere when it first failed."""
-
-    wants: list[_Want]
-    tries: int = 0
-    mark: int = -1
 
 
 def _suspected(error: ProviderSuspect) -> Outcome:
@@ -124,12 +52,8 @@ class Dispatcher:
         self._pace = Pace(backoff or Backoff(), self._limits.max_in_flight)
         self.memory = Memory() if memory is None else memory
         self._jitter = jitter
-        self._queue: OrderedDict[str, _Want] = OrderedDict()
-        self._later: OrderedDict[str, _Want] = OrderedDict()
-        self._turns = 0
-        self._again: deque[_Pack] = deque()
-        self._wanted: dict[str, _Want] = {}
-        self._leaving: list[_Pack] = []
+        self._wanted = Wanted()
+        self._leaving: list[Pack] = []
         self._sending: dict[int, int] = {}
         self._in_flight = 0
         self._successes = 0
@@ -202,29 +126,21 @@ class Dispatcher:
                 known.append(Answer(content_hash, self.sent_text(text), vector))
                 usage.save("memory")
                 continue
-            wanted = self._wanted.get(content_hash)
-            if wanted is not None:
-                wanted.inboxes.append(inbox)
-                if not later and self._later.pop(content_hash, None) is not None:
-                    self._queue[content_hash] = wanted
+            if self._wanted.join(content_hash, inbox, later=later):
                 usage.save("same_batch")
                 continue
             sent = self.sent_text(text)
             if sent is not text and len(sent) != len(text):
                 usage.texts_cut += 1
-            size = len(sent) if sent.isascii() else len(sent.encode("utf-8", "surrogatepass"))
-            want = self._wanted[content_hash] = _Want(content_hash, sent, size, [inbox])
-            (self._later if later else self._queue)[content_hash] = want
+            self._wanted.add(content_hash, sent, inbox, later=later)
         if known:
             inbox.put(known)
-        if self._queue or self._later:
+        if self._wanted.waiting:
             self._wake.set()
 
     def withdraw(self, inbox: Inbox) -> None:
         """The batch was given up; what nobody else waits for is not sent any more."""
-        for want in self._wanted.values():
-            if inbox in want.inboxes:
-                want.inboxes = [i for i in want.inboxes if i is not inbox]
+        self._wanted.withdraw(inbox)
 
     async def replace(self, provider: Provider) -> None:
         """The definition was edited: what waits goes to the new address or key, at once."""
@@ -246,14 +162,13 @@ class Dispatcher:
                 while True:
                     self._wake.clear()
                     while self._in_flight < self._pace.window(loop.time()):
-                        pack = self._next()
+                        pack = self._wanted.next(self._limits)
                         if pack is None:
                             break
                         self._in_flight += 1
                         self._leaving.append(pack)
                         tasks.create_task(self._send(pack, self._provider))
-                    waiting = bool(self._again or self._queue or self._later)
-                    opens_in = self._pace.opens_in(loop.time()) if waiting else None
+                    opens_in = self._pace.opens_in(loop.time()) if self._wanted.waiting else None
                     try:
                         async with asyncio.timeout(opens_in):
                             await self._wake.wait()
@@ -265,35 +180,10 @@ class Dispatcher:
         finally:
             # tasks that ended before they began
             self._in_flight -= len(self._leaving)
-            self._again.extend(self._leaving)
+            self._wanted.again(*self._leaving, last=True)
             self._leaving.clear()
 
-    def _next(self) -> _Pack | None:
-        while self._again:
-            pack = self._again.popleft()
-            pack.wants = self._alive(pack.wants)
-            if pack.wants:
-                return pack
-        while self._queue or self._later:
-            self._turns += 1
-            late = not self._queue or (bool(self._later) and self._turns % _LATER_TURN == 0)
-            queue = self._later if late else self._queue
-            # a cheap cut of what is given up; `head` looks no further than one request
-            count = packing.head(list(islice(queue.values(), self._limits.max_items)), self._limits)
-            wants = self._alive([queue.popitem(last=False)[1] for _ in range(count)])
-            if wants:
-                return _Pack(wants)
-        return None
-
-    def _alive(self, wants: list[_Want]) -> list[_Want]:
-        if all(w.inboxes for w in wants):
-            return wants
-        for want in wants:
-            if not want.inboxes:
-                self._wanted.pop(want.hash, None)
-        return [w for w in wants if w.inboxes]
-
-    async def _send(self, pack: _Pack, provider: Provider) -> None:
+    async def _send(self, pack: Pack, provider: Provider) -> None:
         loop = asyncio.get_running_loop()
         self._leaving.remove(pack)
         self._sending[id(provider)] = self._sending.get(id(provider), 0) + 1
@@ -311,7 +201,7 @@ class Dispatcher:
         except ProviderStop as e:
             handled = True
             self._retried(pack, "stop")
-            self._again.appendleft(pack)
+            self._wanted.again(pack)
             if provider is self._provider:
                 self._stop(e)
         except ProviderSuspect as e:
@@ -321,12 +211,12 @@ class Dispatcher:
         except ProviderWait as e:
             handled = True
             self._retried(pack, "wait")
-            self._again.appendleft(pack)
+            self._wanted.again(pack)
             if provider is self._provider:
                 self._wait(e, sent)
         finally:
             if not handled:
-                self._again.appendleft(pack)
+                self._wanted.again(pack)
             self._in_flight -= 1
             self._sending[id(provider)] -= 1
             if not self._sending[id(provider)]:
@@ -358,7 +248,7 @@ class Dispatcher:
                 self.requests.setdefault(outcome, Histogram()).add(loop.time() - began)
         return matrix
 
-    def _count(self, pack: _Pack) -> None:
+    def _count(self, pack: Pack) -> None:
         """All batches that wanted it may have been given up since it was packed."""
         asked = [(want, want.inboxes[0].usage) for want in pack.wants if want.inboxes]
         if asked:
@@ -368,12 +258,12 @@ class Dispatcher:
             usage.tokens += packing.estimate_tokens(want.size)
 
     @staticmethod
-    def _retried(pack: _Pack, what: str) -> None:
+    def _retried(pack: Pack, what: str) -> None:
         for want in pack.wants[:1]:
             for inbox in want.inboxes[:1]:
                 inbox.usage.retries[what] += 1
 
-    def _succeed(self, wants: Sequence[_Want], matrix: np.ndarray) -> None:
+    def _succeed(self, wants: Sequence[Want], matrix: np.ndarray) -> None:
         self._answered()
         self._successes += 1
         raw = np.ascontiguousarray(matrix, dtype="<f4").tobytes()
@@ -384,20 +274,7 @@ class Dispatcher:
             vector = raw[i * step : i * step + step]
             keep(want.hash, vector)
             answers.append(Answer(want.hash, want.text, vector))
-        self._deliver(wants, answers)
-
-    def _deliver(self, wants: Sequence[_Want], answers: Sequence[Answer]) -> None:
-        by_inbox: dict[int, tuple[Inbox, list[Answer]]] = {}
-        for want, answer in zip(wants, answers, strict=True):
-            self._wanted.pop(want.hash, None)
-            for inbox in want.inboxes:
-                found = by_inbox.get(id(inbox))
-                if found is None:
-                    by_inbox[id(inbox)] = (inbox, [answer])
-                else:
-                    found[1].append(answer)
-        for inbox, mine in by_inbox.values():
-            inbox.put(mine)
+        self._wanted.deliver(wants, answers)
 
     def _answered(self) -> None:
         self._owes_since = asyncio.get_running_loop().time()
@@ -423,52 +300,37 @@ class Dispatcher:
         for listener in list(self._listeners):
             listener()
 
-    def _reject(self, pack: _Pack, error: ProviderRejectedInput) -> None:
+    def _reject(self, pack: Pack, error: ProviderRejectedInput) -> None:
         """*This input*: a limit is learned, or the request is halved, down to the one text that is refused."""
         wants = pack.wants
         self._retried(pack, "input")
         if len(wants) > 1 and error.limit is not None:
             self._limits = packing.learn(self._limits, error.limit, wants)
-            for want in reversed(wants):
-                self._queue[want.hash] = want
-                self._queue.move_to_end(want.hash, last=False)
+            self._wanted.first(wants)
             _log.info("provider limit learned", extra={"action": "limit_learned", "limit": error.limit})
             return
         if len(wants) > 1:
-            self._halve(pack)
+            self._wanted.halve(pack, self._successes)
             return
         want = wants[0]
         tokens = packing.estimate_tokens(want.size)
         if error.limit is not None and self._limits.max_text_tokens and tokens > _CUT_FLOOR:
-            self._cut(want, tokens * 3 // 4)
-            self._again.appendleft(_Pack(wants))
+            want.cut(tokens * 3 // 4)
+            self._wanted.again(Pack(wants))
             return
         self._refuse(want, error)
 
-    @staticmethod
-    def _cut(want: _Want, tokens: int) -> None:
-        want.text = packing.cut(want.text, tokens)
-        want.size = len(want.text.encode("utf-8", "surrogatepass"))
-        for inbox in want.inboxes[:1]:
-            inbox.usage.texts_cut += 1
+    def _refuse(self, want: Want, error: Exception) -> None:
+        self._wanted.deliver([want], [Answer(want.hash, want.text, None, str(error))])
 
-    def _halve(self, pack: _Pack) -> None:
-        half = len(pack.wants) // 2
-        for wants in (pack.wants[half:], pack.wants[:half]):
-            tries = 0 if pack.tries == 0 else (2 if len(wants) > 1 else 1)
-            self._again.appendleft(_Pack(wants, tries, self._successes))
-
-    def _refuse(self, want: _Want, error: Exception) -> None:
-        self._deliver([want], [Answer(want.hash, want.text, None, str(error))])
-
-    async def _suspect(self, pack: _Pack, error: ProviderSuspect, provider: Provider, sent: float) -> None:
+    async def _suspect(self, pack: Pack, error: ProviderSuspect, provider: Provider, sent: float) -> None:
         """Bounded tries, then: halve; a single text that fails alone, again, while others succeed, is refused."""
         if error.good is not None and len(error.bad) < len(pack.wants):
             good = [i for i in range(len(pack.wants)) if i not in error.bad]
             self._succeed([pack.wants[i] for i in good], error.good[good])
             pack.wants = [pack.wants[i] for i in sorted(error.bad)]
         if provider is not self._provider:
-            self._again.appendleft(pack)
+            self._wanted.again(pack)
             return
         if pack.mark < 0:
             pack.mark = self._successes
@@ -477,18 +339,18 @@ class Dispatcher:
             verdict = await self._others_work(pack, provider)
             if verdict is None:
                 if len(pack.wants) > 1:
-                    self._halve(pack)
+                    self._wanted.halve(pack, self._successes)
                 else:
                     self._refuse(pack.wants[0], error)
                 return
             if error.what == "dimensions":
-                self._again.appendleft(pack)
+                self._wanted.again(pack)
                 self._stop(ProviderStop(error.message, error.cure))
                 return
-        self._again.append(pack)
+        self._wanted.again(pack, last=True)
         self._wait(error, sent)
 
-    async def _others_work(self, pack: _Pack, provider: Provider) -> Exception | None:
+    async def _others_work(self, pack: Pack, provider: Provider) -> Exception | None:
         """None when other texts succeed; where there are none, a harmless one is tried."""
         if self._successes > pack.mark:
             return None

@@ -15,8 +15,9 @@ from typing import get_args
 from embedder.batch import first_of
 from embedder.channels import Channels
 from embedder.context import Context
-from embedder.dispatch import Dispatcher, Usage
+from embedder.dispatch import Dispatcher
 from embedder.ports import RowReader, StoreLookup
+from embedder.usage import Usage
 from embedder.worker import Worker
 from walvec.contracts.errors import ControlUnavailable, DefinitionError, NotFound, WalvecError
 from walvec.contracts.letters import LetterKind
