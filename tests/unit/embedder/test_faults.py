@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from embedder import lanes
-from embedder.dispatch import Answer, Dispatcher, Usage
+from embedder.dispatch import Dispatcher
 from embedder.pace import Backoff
 from embedder.packing import Limits
 from embedder.providers.fake import FakeProvider
 from embedder.providers.openai import OpenAIProvider
 from embedder.providers.port import Kind
+from embedder.usage import Usage
+from embedder.wanted import Answer
 from tests.plugins.embedder_world import World, change, key, vector_table
 from tests.plugins.eventually import eventually
 from tests.plugins.openai_server import OpenAIServer
@@ -462,7 +464,7 @@ async def test_nan_for_all_waits_and_loses_nobody(openai_server: OpenAIServer) -
 
 class _Box:
     def __init__(self) -> None:
-        from embedder.dispatch import Usage
+        from embedder.usage import Usage
 
         self.usage = Usage()
         self.found: dict[str, bytes | None] = {}

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.dispatch import Answer, Dispatcher, Usage
+from embedder.dispatch import Dispatcher
 from embedder.packing import Limits
 from embedder.providers.fake import FakeProvider
 from embedder.providers.port import Kind
+from embedder.usage import Usage
+from embedder.wanted import Answer
 from tests.plugins.embedder_world import Lookup, World, change, generation, key, vector_table
 from tests.plugins.eventually import eventually
 from tests.plugins.openai_server import OpenAIServer
