@@ -312,3 +312,43 @@ def test_platform_mode(life: Life, tmp_path: Path) -> None:
     actions = {(d["action"], d["name"]) for d in pruned["differences"] if d["kind"] == "vector_table"}
     assert {("created", "beside"), ("removed", "next to it")} <= actions
     assert life.sql("SELECT to_regclass('walvec.next_to_it')") == [(None,)]
+
+
+def test_what_is_read_is_changed_and_sent_back(life: Life) -> None:
+    """Rows without a text are waited for by nobody, and the values of embedded columns cost no embedding again."""
+    life.sql("CREATE TABLE notes (id int PRIMARY KEY, title text, stock int)")
+    life.sql("INSERT INTO notes VALUES (1, 'one', 1), (2, NULL, 2), (3, '', 3), (4, E' \\t', 4), (5, 'five', 5)")
+    life.ask(
+        "POST", "/v1/providers/postgresql/connections",
+        {"name": "notes", "mode": "managed", "credentials": {"url": life.source}}, 201,
+    )  # fmt: skip
+    assert life.ask("POST", "/v1/connections/notes/test")["ready"]
+    life.ask(
+        "POST", "/v1/embedding-providers",
+        {"name": "notes", "provider": "openai", "api_key": "sk-x", "base_url": f"{life.provider}/v1"}, 201,
+    )  # fmt: skip
+    connection, provider = (life.ask("GET", f"/v1/{kind}/notes") for kind in ("connections", "embedding-providers"))
+    for kind, shown in (("connections", connection), ("embedding-providers", provider)):
+        assert life.ask("PUT", f"/v1/{kind}/notes", shown)["name"] == "notes"
+    table = life.ask(
+        "POST", "/v1/vector-tables",
+        {"name": "notes", "connection_id": connection["id"], "embedding_provider_id": provider["id"],
+         "source_table": "notes", "columns": [{"name": "title", "role": "embedding"}, STOCK], "backfill": "auto",
+         "embedding_model": "text-embedding-3-small", "keep_embedding_columns": False}, 201,
+    )  # fmt: skip
+    path = f"/v1/vector-tables/{table['id']}"
+    shown = life.reached(path, "synced", total_rows=2, synced_rows=2)
+    paid = life.texts()
+    assert life.ask("PUT", path, shown)["generations"] == {"active": 1, "building": None, "previous": None}
+
+    assert life.ask("PUT", path, {**shown, "keep_embedding_columns": True})["building_generation"] == 2
+    life.reached(path, "synced", generation=2, total_rows=2, synced_rows=2)
+    found = life.ask("POST", f"{path}/query", {"query": "one", "limit": 1})["results"]
+    assert [r["metadata"] for r in found] == [{"stock": 1, "title": "one"}]
+    assert life.texts() == paid + 1  # of the query
+    life.sql("UPDATE notes SET title = NULL WHERE id = 1")
+    life.sql("UPDATE notes SET title = 'two' WHERE id = 2")
+    life.sql("INSERT INTO notes VALUES (6, 'six', 6), (7, NULL, 7)")
+    life.reached(path, "synced", total_rows=3, synced_rows=3)
+    for left in (path, f"/v1/connections/{connection['id']}", f"/v1/embedding-providers/{provider['id']}"):
+        life.ask("DELETE", left, status=204)
