@@ -12,7 +12,7 @@ from zlib import crc32
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """The partition of a key, the same in every process and version."""
+    """The partition of a key, from 0: the same in every process and version."""
     return crc32(key) % partitions
 
 

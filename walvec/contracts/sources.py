@@ -11,7 +11,8 @@ from walvec.contracts.snapshots import XidSnapshot
 
 @dataclass(frozen=True, slots=True)
 class TableColumn:
-    """`type` as format_type() writes it (user types schema-qualified), see definitions.model.SourceColumn."""
+    """`type` as format_type() writes it (user types schema-qualified), see definitions.model.SourceColumn, also for
+    the others. `codec`: a name for `values.codec`. `generated`: computed by the source."""
 
     name: str
     type: str
@@ -26,7 +27,8 @@ class TableColumn:
 @dataclass(frozen=True, slots=True)
 class SourceTable:
     """A table as the catalog has it. `key`: primary key columns in index order, () without one.
-    `unique_keys`: other unique, NOT NULL, non-partial, immediate indexes by name. `identity`: d n f i."""
+    `unique_keys`: other unique, NOT NULL, non-partial, immediate indexes by name. `identity`: replica identity, as
+    pg_class has it (d default, n nothing, f full, i an index). `estimated_rows`: the planner's, 0 = not known."""
 
     schema: str
     name: str

@@ -12,7 +12,7 @@ from walvec.contracts.vectors import VectorRecord
 
 @dataclass(frozen=True, slots=True)
 class StoredVersion:
-    """The store's version of a key. `hashes`: content hash per chunk, () for a tombstone."""
+    """The store's version of a key. `hashes`: content hash per chunk (`text.ContentHash`), () for a tombstone."""
 
     position: Position
     live: bool
@@ -21,7 +21,8 @@ class StoredVersion:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What became of a batch. `refused_claims` go back to `.changes`, forced; `rejected` are dead letters."""
+    """What became of a batch. `applied`: records that took effect. `refused_claims` go back to `.changes`, forced;
+    `rejected`, each with the store's reason, become dead letters."""
 
     applied: int = 0
     refused_claims: Sequence[VectorRecord] = ()
@@ -33,7 +34,8 @@ FilterOp = Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "nin", "exists"]
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One comparison on a metadata column."""
+    """One comparison on a metadata column, `field`. `value`: JSON; a list for in and nin, a boolean for exists (is not
+    NULL). ne and nin hold for NULL, too."""
 
     field: str
     op: FilterOp
@@ -49,8 +51,8 @@ class Filter:
 
 
 class Place(NamedTuple):
-    """Where a search result stands among all: by distance, then key, then chunk. A page goes on behind the last one's.
-    `rank`: how many stand before it, as far as pages were read."""
+    """Where a search result stands among all: by distance (cosine, 0 to 2), then key, then chunk. A page goes on behind
+    the last one's. `identity`: the key's 16-byte id. `rank`: how many stand before it, as far as pages were read."""
 
     distance: float
     identity: bytes
@@ -63,7 +65,8 @@ _NOWHERE = Place(0.0, bytes(16), 0)
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One search result. `key`: key columns by name, JSON values; `score`: cosine similarity; `vector`: if wanted."""
+    """One search result. `key`: key columns by name, JSON values; `score`: cosine similarity, -1 to 1;
+    `text`: what was embedded; `metadata`: JSON values by column; `vector`: if wanted."""
 
     key: Mapping[str, Any]
     chunk: int
@@ -76,7 +79,11 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """Canonical keys where source and store disagree."""
+    """Canonical keys where source and store disagree.
+
+    `missing`: a row with a text, and no vector. `orphaned`: a vector, and no such row. `stale`: of another text.
+    `duplicate`: chunks that the row does not have.
+    """
 
     missing: list[bytes] = field(default_factory=list)
     orphaned: list[bytes] = field(default_factory=list)

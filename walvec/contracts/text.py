@@ -18,7 +18,8 @@ class TextSpec:
         """Text of a row, or None where there is nothing to embed.
 
         `values` are Postgres texts by column name. NULL and `''` columns are skipped with their prefix; a text of only
-        Unicode white space counts as empty. Nothing is trimmed or normalised.
+        Unicode white space counts as empty. Nothing is trimmed or normalised. Raises KeyError for an absent
+        column.
         """
         parts = []
         for name, prefix in self.columns:

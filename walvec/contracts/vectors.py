@@ -16,7 +16,8 @@ VectorOp = Literal["upsert", "metadata", "delete", "truncate"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """One vector of a row. `vector` is float32 of the generation's dimensions; None in a claim."""
+    """One vector of a row. `no` counts from 0. `text`: what was embedded, cut where it was too long for the provider;
+    `hash`: of the whole text (`text.ContentHash`). `vector`: float32 of the generation's dimensions; None in a claim."""
 
     no: int
     text: str
@@ -30,7 +31,8 @@ class VectorRecord:
 
     `metadata` is a claim: "the store's vector of this key has this text hash" (rule claim-text: it always carries text,
     hash and all metadata). `truncate`: rows older than `position` go, and the floor rises to it.
-    `metadata` (the field): typed JSON of the metadata columns; `exact` as in Change.
+    `metadata` (the field): typed JSON of the metadata columns; `exact`, `commit_ms` as in Change. `key` is b"" for
+    truncate; a delete has no chunks.
     """
 
     op: VectorOp

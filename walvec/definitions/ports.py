@@ -1,6 +1,8 @@
 """What the roles ask of the control database. Implemented by `postgres.ControlDatabase`; `memory` is the tests' fake.
 
-All methods raise ControlUnavailable when the database cannot be reached, NotFound for unknown ids.
+All methods raise ControlUnavailable when the database cannot be reached (try again). A write is durable on return, and
+raises NotFound for an unknown id; a question finds nothing there, but for `Tasks.get`. Times are texts, ISO 8601 in UTC
+with Z; LSNs are integers; a row's keys are canonical JSON (contracts.keys).
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class Feed(Protocol):
     """A live, consistent snapshot of the definitions. Changes are felt within a second, without a restart."""
 
     @property
-    def current(self) -> Snapshot: ...
+    def current(self) -> Snapshot:
+        """As this process has heard: what was stored a moment ago may be missing (`Definitions.snapshot` asks)."""
 
     async def changed(self, since: int) -> Snapshot:
         """Waits until the snapshot's version is above `since` (returns at once if it is)."""
@@ -46,16 +49,17 @@ class TableStates(Protocol):
     """What roles write about a vector table."""
 
     async def set_error(self, table_id: str, kind: str, message: str, cure: str) -> None:
-        """The table stops until a person acts (`resume` or a new `apply` clears it)."""
+        """The table stops until a person acts (`resume` or a new `apply` clears it). `kind`: a WalvecError's; `message`
+        and `cure` are shown as they stand."""
 
     async def clear_error(self, table_id: str) -> None:
         """Also forgets the dead letters in a row, else the next one would stop the table again."""
 
     async def set_blocked(self, table_id: str, reason: str | None) -> None:
-        """Provider says stop; None = healed."""
+        """Provider says stop, and why; None = healed."""
 
     async def count_dead(self, table_id: str, letters: int) -> int:
-        """Adds to the letters in a row and returns the new number; 0 resets it."""
+        """Adds to the letters in a row and returns the new number; 0 resets it. Does not move the feed."""
 
     async def set_backfilled(self, table_id: str, generation: int) -> None:
         """All its rows are in the store. The active one serves from then on, a building one may be swapped in."""
@@ -84,10 +88,14 @@ class TableStates(Protocol):
     async def expire(self, table_id: str, generation: int) -> None:
         """A retired one is not kept any more, unless another one is being built."""
 
-    async def update_source_columns(self, table_id: str, generation: Generation) -> None: ...
+    async def update_source_columns(self, table_id: str, generation: Generation) -> None:
+        """Of the generation of that number: its `key` and `source`, as the source has them now, and nothing else."""
 
 
 class Tasks(Protocol):
+    """Of vector tables (`target_id`). `params` and `progress`: JSON objects, whose fields `cdc.jobs` and those who open
+    tasks know."""
+
     async def create(
         self,
         task_type: TaskType,
@@ -112,7 +120,8 @@ class Tasks(Protocol):
     async def open_tasks(self, target_ids: Sequence[str]) -> list[Task]:
         """pending and running, oldest first."""
 
-    async def get(self, task_id: str) -> Task: ...
+    async def get(self, task_id: str) -> Task:
+        """Raises NotFound."""
 
     async def recent(
         self, target_id: str | None = None, limit: int = 100, *, environment_id: str | None = None
@@ -140,29 +149,40 @@ class Tasks(Protocol):
         attempts: int | None = None,
         last_error: str | None = None,
     ) -> bool:
-        """Durable on return (rule progress-after relies on it). A task that has ended stays as it ended: False."""
+        """None: as it was. Durable on return (rule progress-after relies on it). A task that has ended stays as it
+        ended: False. The feed moves with the status alone."""
 
 
 class Letters(Protocol):
+    """Open dead letters."""
+
     async def put(self, letters: Sequence[DeadLetter]) -> None:
         """Durable on return. One open letter per (table, generation, key): a newer one replaces, attempts add up."""
 
-    async def page(self, table_id: str, *, limit: int = 1000, after_id: int = 0) -> list[DeadLetter]: ...
+    async def page(self, table_id: str, *, limit: int = 1000, after_id: int = 0) -> list[DeadLetter]:
+        """Of all generations, in the order of their ids, which begin above 0."""
 
-    async def get(self, table_id: str, ids: Sequence[int]) -> list[DeadLetter]: ...
+    async def get(self, table_id: str, ids: Sequence[int]) -> list[DeadLetter]:
+        """Those that are there, in the order of their ids."""
 
-    async def count(self, table_id: str) -> int: ...
+    async def count(self, table_id: str) -> int:
+        """Of all generations."""
 
-    async def keys(self, table_id: str, generation: int) -> set[bytes]: ...
+    async def keys(self, table_id: str, generation: int) -> set[bytes]:
+        """That have one."""
 
     async def settle(self, table_id: str, generation: int, settled: Mapping[bytes, Position]) -> int:
-        """Removes letters whose own position is *strictly* below the given one; returns how many."""
+        """Removes letters whose own position is *strictly* below their key's; returns how many there were."""
 
-    async def remove(self, table_id: str, ids: Sequence[int]) -> int: ...
+    async def remove(self, table_id: str, ids: Sequence[int]) -> int:
+        """Returns how many there were."""
 
 
 class Progress(Protocol):
-    async def get(self, connection_id: str) -> SourceProgress: ...
+    """What has been read of a connection's stream, and of the topics that a bridge reads. Does not move the feed."""
+
+    async def get(self, connection_id: str) -> SourceProgress:
+        """All at their defaults where nothing was put yet."""
 
     async def put(self, connection_id: str, progress: SourceProgress) -> None:
         """Durable on return."""
@@ -202,7 +222,9 @@ class Reports(Protocol):
     """What each role says of itself, for `status`: last values only, small, written at most every half second. What
     several processes of a role say of one subject comes back as one (`definitions.reports`)."""
 
-    async def put(self, role: str, subject: str, report: Mapping[str, Any]) -> None: ...
+    async def put(self, role: str, subject: str, report: Mapping[str, Any]) -> None:
+        """`subject`: id of a connection or vector table, known or not. `report`: a JSON object, instead of the last one
+        that this process put."""
 
     async def all(self) -> list[tuple[str, str, Mapping[str, Any], float]]:
         """(role, subject id, report, age in seconds)."""
@@ -220,12 +242,14 @@ class Accounts(Protocol):
     async def delete_organization(self, org_id: str) -> None:
         """With its environments, providers and keys. Raises Conflict while connections or vector tables are there."""
 
-    async def create_environment(self, environment: Environment) -> None: ...
+    async def create_environment(self, environment: Environment) -> None:
+        """In an organization that is there: else NotFound."""
 
     async def delete_environment(self, environment_id: str) -> None:
         """With its embedding providers. Raises Conflict while it holds connections or vector tables."""
 
-    async def create_key(self, key: ApiKey) -> None: ...
+    async def create_key(self, key: ApiKey) -> None:
+        """From the first full key on every request needs one (`Snapshot.keys_needed`), for good."""
 
     async def revoke_key(self, key_id: str) -> None:
         """At once, in every process. A revoked one stays as it was revoked."""
@@ -236,7 +260,8 @@ class Definitions(Protocol):
     control database was opened with."""
 
     async def snapshot(self) -> Snapshot:
-        """As stored now, exactly; one short question where nothing moved."""
+        """As stored now, exactly; one short question where nothing moved. Raises ConfigError for what a newer version
+        or another secret key wrote."""
 
     @property
     def known(self) -> Snapshot | None:
@@ -246,9 +271,12 @@ class Definitions(Protocol):
         """That of what is stored now: whatever was committed before the call is in it. It is asked for from the call
         on, awaited or not. Raises ControlUnavailable (where it is awaited)."""
 
-    async def put_connection(self, connection: Connection) -> None: ...
+    async def put_connection(self, connection: Connection) -> None:
+        """Creates it, or changes all but its environment and the time of its creation. Raises Conflict when another one
+        of the environment has the name, NotFound for the environment."""
 
-    async def put_provider(self, provider: EmbeddingProvider) -> None: ...
+    async def put_provider(self, provider: EmbeddingProvider) -> None:
+        """As `put_connection`."""
 
     async def put_vector_table(self, table: VectorTable, *, etag: str | None = None) -> None:
         """Creates it, or changes its definition. What roles write about an existing table (paused, error, blocked,
@@ -297,12 +325,14 @@ class Definitions(Protocol):
         """Builds what has stalled as a new generation, or reads again what is being built without a backfill. Raises
         Conflict when there is neither."""
 
-    async def set_paused(self, table_id: str, paused: bool) -> None: ...
+    async def set_paused(self, table_id: str, paused: bool) -> None:
+        """A wish of the user's: roles leave it alone until it is taken back."""
 
     async def set_connection_status(
         self, connection_id: str, status: str, message: str = "", *, tested: bool = False
     ) -> None:
-        """`tested`: somebody asked for a test, and this is what came out."""
+        """`status`: connected or error, as its reader says; failed or connected, as a test. `tested`: somebody asked
+        for one, and this is what came out."""
 
     async def delete_connection(self, connection_id: str) -> Sequence[str]:
         """Raises Conflict while vector tables use it. Returns the removals that are still open at its source."""
@@ -332,7 +362,8 @@ class Removals(Protocol):
     """What deleted vector tables leave behind, until it is removed. `Definitions` enters them with a deletion, and
     takes back those of a slot and its publication with a new vector table on their connection."""
 
-    async def open(self, environment_id: str | None = None) -> list[Removal]: ...
+    async def open(self, environment_id: str | None = None) -> list[Removal]:
+        """Oldest first, of one environment or all; none of a vector table that is being made."""
 
     def claim(
         self, removal_id: str | None = None, *, but: Collection[str] = ()
@@ -354,16 +385,19 @@ class Permits(Protocol):
     """A rate limit's count, shared by all API processes."""
 
     async def lease(self, subject: str, limit: int, seconds: int, wanted: int) -> Lease:
-        """At most `wanted` permits, counted at once, so that all together stay below `limit` in a sliding window."""
+        """At most `wanted` permits for who is counted as `subject`, counted at once, so that all together stay below
+        `limit` in a sliding window of so many seconds."""
 
 
 class Answers(Protocol):
     """Answers of requests that carry an idempotency key (see `answers`). Durable on return."""
 
-    async def begin(self, key: RequestKey, request: str, digest: bytes) -> Begun: ...
+    async def begin(self, key: RequestKey, request: str, digest: bytes) -> Begun:
+        """Takes the key for a new attempt, for `answers.HELD_SECONDS`, or tells why not. `request`: method and path;
+        `digest`: of these and the body."""
 
     async def prolong(self, key: RequestKey, attempt: str) -> None:
-        """The attempt is still alive."""
+        """The attempt is still alive, and has the key for `answers.HELD_SECONDS` more."""
 
     async def finish(self, key: RequestKey, attempt: str, answer: KeptAnswer) -> None:
         """Does nothing when another attempt has the key by now."""
