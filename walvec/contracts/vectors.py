@@ -17,7 +17,8 @@ VectorOp = Literal["upsert", "metadata", "delete", "truncate"]
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
     """One vector of a row. `no` counts from 0. `text`: what was embedded, cut where it was too long for the provider;
-    `hash`: of the whole text (`text.ContentHash`). `vector`: float32 of the generation's dimensions; None in a claim."""
+    `hash`: of the whole text (`text.ContentHash`). `vector`: float32, of the generation's dimensions; None in a
+    claim."""
 
     no: int
     text: str
