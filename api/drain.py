@@ -353,7 +353,7 @@ class Waiting:
                 return
             table = await self._check(table_id)
             blocked = f"; blocked: {table.blocked}" if table.blocked else ""
-            self._say([table_id], f"waiting for the {role} ({behind} records behind{blocked})")
+            self._say([table_id], f"waiting for the {role} ({behind} records behind{blocked}{_shared(table)})")
             await self._pace()
 
     async def _check(self, table_id: str) -> VectorTable:
@@ -415,6 +415,15 @@ async def _identity(log: Log, topic: str) -> str | None:
         return await log.topic_identity(topic)
     except NotFound:
         return None
+
+
+def _shared(table: VectorTable) -> str:
+    """All generations share the offsets: a provider that keeps one waiting that is being built keeps the drain waiting,
+    though what serves may have the rows."""
+    building = table.building
+    if building is None or building.state != "building":
+        return ""
+    return f"; generation {building.number}, which is being built, has to take them, too"
 
 
 def _stopped(table: VectorTable) -> bool:

@@ -101,6 +101,14 @@ async def test_what_is_only_built_holds_up_neither_a_drain_nor_a_verify_of_its_t
     assert not any(found.values())
 
 
+async def test_what_is_built_shares_the_offsets_and_a_wait_says_so(world: World) -> None:
+    await world.ready()
+    await world.ask("PUT", world.path, {"columns": COLUMNS[:3]})
+    await world.append("changes", key(1))
+    error = (await world.ask("POST", f"{world.path}/sync/drain", {"timeout": 0.3}, 504))["error"]
+    assert "1 records behind; generation 2, which is being built" in error["message"]
+
+
 async def test_verify_compares_the_generation_that_is_active_in_the_end(world: World) -> None:
     """The first one is equal; the second, swapped in while it is looked at, lacks a row."""
     table = await world.ready()
