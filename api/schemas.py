@@ -294,7 +294,7 @@ class NewVectorTable(VectorTableSpec):
     connection: SkipJsonSchema[str] = ""
     embedding_provider: SkipJsonSchema[str] = ""
     name: Name
-    """Unique in its environment; also names the view, where characters outside [A-Za-z0-9_] become `_`."""
+    """Unique in its environment; also names the view, where punctuation and spaces become `_`."""
     connection_id: Word
     """The source database; its last test went well."""
     embedding_provider_id: Word

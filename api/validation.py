@@ -29,6 +29,7 @@ from walvec.definitions.model import (
     TopicSource,
     VectorTable,
 )
+from walvec.definitions.naming import storage_name
 from walvec.definitions.views import check_view
 from walvec.transport.ports import Log
 
@@ -106,8 +107,9 @@ async def build_vector_table(
         ready=active.ready if active else False,
     )
     named = request.primary_key_column
+    own_id = existing.id if existing else new_id("vt")
     table = VectorTable(
-        id=existing.id if existing else new_id("vt"),
+        id=own_id,
         name=request.name,
         connection_id=connection.id,
         embedding_provider_id=provider.id,
@@ -126,6 +128,8 @@ async def build_vector_table(
         source=TopicSource(**request.source.model_dump()) if request.source else None,
         environment_id=existing.environment_id if existing else connection.environment_id,
         view_schema=existing.view_schema if existing else environment.view_schema if environment else FIRST_VIEW_SCHEMA,
+        storage=existing.storage if existing else storage_name(own_id, request.name),
+        unicode_view=existing.unicode_view if existing else True,
         keep_previous=request.keep_previous,
     )
     if table.source is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from typing import Any, Literal
 
 from walvec.contracts.text import ContentHash, TextSpec, hasher
 from walvec.contracts.values import Codec, codec, key_codec
+from walvec.definitions import naming
 
 Role = Literal["embedding", "metadata"]
 FilterType = Literal["keyword", "integer", "float", "boolean", "datetime"]
@@ -278,6 +278,8 @@ class VectorTable:
     view_schema: str = FIRST_VIEW_SCHEMA
     storage: str = ""
     """Its storage name, fixed when it is created: topics and storage keep it when the table gets another name."""
+    unicode_view: bool = False
+    """Whether its view takes letters of any script; those of earlier versions do not."""
     keep_previous: int = 3600
     """Seconds that a generation is kept after a swap, for a rollback."""
     last_generation: int = 0
@@ -288,10 +290,7 @@ class VectorTable:
     @property
     def storage_name(self) -> str:
         """`vt_<8 chars of id>_<slug of name>`; also the head of its topics' names."""
-        if self.storage:
-            return self.storage
-        slug = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in self.name.lower())[:40]
-        return f"vt_{self.id.removeprefix('vt_')[:8]}_{slug}"
+        return self.storage or naming.ascii_storage_name(self.id, self.name)
 
     @property
     def label(self) -> str:
@@ -299,9 +298,8 @@ class VectorTable:
 
     @property
     def view_name(self) -> str:
-        """Name in SQL: characters outside [A-Za-z0-9_] become `_`; one too long for Postgres ends with its hash."""
-        name = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in self.name)
-        return name if len(name) <= 63 else f"{name[:54]}_{sha256(self.name.encode()).hexdigest()[:8]}"
+        """Its view's name in SQL."""
+        return naming.view_name(self.name) if self.unicode_view else naming.ascii_view_name(self.name)
 
     @property
     def active(self) -> Generation:
