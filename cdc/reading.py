@@ -154,12 +154,13 @@ async def _by_key(session: Session, target: Target, keys: Sequence[tuple[str, ..
     ).format(
         columns=_columns(target, "t"),
         casts=sql.SQL(", ").join(casts),
-        arrays=sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(names)),
+        arrays=sql.SQL(", ").join(sql.SQL("${}::text[]").format(n) for n in range(1, len(names) + 1)),
         names=sql.SQL(", ").join(names),
         relation=target.relation,
         joins=sql.SQL(" AND ").join(joins),
     )
-    cursor = await session.execute(query, [list(column) for column in zip(*keys, strict=True)], prepare=False)
+    cursor = psycopg.AsyncRawCursor(session)  # no other one takes a name with a percent sign for what it is
+    await cursor.execute(query, [list(column) for column in zip(*keys, strict=True)], prepare=False)
     result = cursor.pgresult
     assert result is not None
     width = range(len(target.shape.columns))
