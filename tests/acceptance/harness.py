@@ -329,6 +329,14 @@ class Workload:
         return self.done
 
 
+def after(workload: Workload, transactions: int, *, timeout: float = 30) -> None:
+    """Waits until the workload has done so many more."""
+    goal = workload.done + transactions
+    wait_until(
+        lambda: workload.done >= goal or workload.failure, timeout=timeout, what=f"{transactions} transactions more"
+    )
+
+
 @contextmanager
 def running(workload: Workload) -> Iterator[Workload]:
     workload._thread.start()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.faults import filled
-from tests.acceptance.harness import TABLE, Workload, differences, document, running, wait_until
+from tests.acceptance.harness import TABLE, Workload, after, differences, document, running
 from tests.plugins.connect import JSON, DebeziumConnect
 from tests.plugins.kafka import KafkaCluster
 from tests.plugins.machines import Machines, machines
@@ -29,10 +29,6 @@ class Captured:
         self.walvec = walvec
         self.postgres = postgres
         self.store = walvec.env["WALVEC_PGVECTOR__URL"]
-
-    def after(self, workload: Workload, transactions: int) -> None:
-        goal = workload.done + transactions
-        wait_until(lambda: workload.done >= goal or workload.failure, what=f"{transactions} transactions more")
 
     def equal(self) -> None:
         """Drained (the connector has sent everything, then); by plain SQL, and by the program's own word."""
@@ -81,14 +77,14 @@ def test_whatever_happens_to_the_connector(capture: Callable[..., Captured]) -> 
     deleted while it had none is nowhere in its topic. Each start of the connector costs seconds, so it is one story."""
     captured = capture()
     with running(Workload(captured.postgres.dsn, seed=5, pause=0.1)) as workload:
-        captured.after(workload, 20)
+        after(workload, 20)
         captured.connect.kill()
-        captured.after(workload, 20)
+        after(workload, 20)
         captured.connect.start()
         captured.walvec.kill_one("cdc-1")
-        captured.after(workload, 20)
+        after(workload, 20)
         captured.walvec.start_role("cdc")
-        captured.after(workload, 20)
+        after(workload, 20)
     captured.equal()
     captured.connect.kill()
     captured.connect.forget_offsets()

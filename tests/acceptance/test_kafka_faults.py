@@ -18,7 +18,7 @@ import pytest
 from psycopg import sql
 
 from tests.acceptance.faults import PACED, Provider, equal, filled, provider, rows_read, status
-from tests.acceptance.harness import TABLE, Workload, document, running, wait_until
+from tests.acceptance.harness import TABLE, Workload, after, document, running, wait_until
 from tests.plugins.kafka import KafkaBroker, KafkaCluster
 from tests.plugins.machines import Machines, machines
 from tests.plugins.postgres import PostgresDatabase
@@ -76,12 +76,7 @@ class World:
         self.dice = random.Random(seed)
 
     def after(self, transactions: int) -> None:
-        goal = self.workload.done + transactions
-        wait_until(
-            lambda: self.workload.done >= goal or self.workload.failure,
-            timeout=120,
-            what=f"{transactions} transactions more",
-        )
+        after(self.workload, transactions, timeout=120)
 
     def reads(self) -> None:
         """The backfill is in its middle, and a fault that comes now hits it."""
@@ -339,7 +334,7 @@ def test_hands_on_the_log(open_world: Open, kafka_with: Callable[..., KafkaClust
     with loaded(world):
         for view in VIEWS:
             for which in ("changes", "vectors"):
-                kafka.run("kafka-topics", "--alter", "--topic", world.topic(view, which), "--partitions", "7")
+                kafka.grow(world.topic(view, which), 7)
                 world.after(20)
         world.gets_on()
 

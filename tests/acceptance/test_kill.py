@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tests.acceptance.faults import PACED, filled, judge, provider, rows_read
-from tests.acceptance.harness import ROLES, TABLE, Walvec, Workload, document, running, wait_until
+from tests.acceptance.harness import ROLES, TABLE, Walvec, Workload, after, document, running, wait_until
 from tests.plugins.postgres import PostgresDatabase
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
@@ -27,12 +27,6 @@ def walvec(tmp_path: Path, store: str) -> Iterator[Walvec]:
     found = Walvec(tmp_path, control=store, store=store, env=PACED)
     yield found
     found.stop()
-
-
-def after(workload: Workload, transactions: int) -> None:
-    """Waits until the workload has done so many more."""
-    goal = workload.done + transactions
-    wait_until(lambda: workload.done >= goal or workload.failure, what=f"{transactions} transactions more")
 
 
 @pytest.mark.parametrize("seed", [3])

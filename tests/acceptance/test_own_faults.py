@@ -7,15 +7,10 @@ import psycopg
 import pytest
 
 from tests.acceptance.faults import PACED, equal, filled, judge, rows_read
-from tests.acceptance.harness import Walvec, Workload, document, running, wait_until
+from tests.acceptance.harness import Walvec, Workload, after, document, running, wait_until
 from tests.plugins.postgres import PostgresDatabase
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
-
-
-def after(workload: Workload, transactions: int) -> None:
-    goal = workload.done + transactions
-    wait_until(lambda: workload.done >= goal or workload.failure, what=f"{transactions} transactions more")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from psycopg import sql
 from psycopg.pq import ExecStatus
 
 from tests.acceptance.faults import PACED, Stubborn, equal, filled, judge, rows_read, status
-from tests.acceptance.harness import Walvec, Workload, document, running, wait_until
+from tests.acceptance.harness import Walvec, Workload, after, document, running, wait_until
 from tests.plugins.postgres import PostgresDatabase
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
@@ -26,11 +26,6 @@ def walvec(tmp_path: Path, store: str) -> Iterator[Walvec]:
     found = Walvec(tmp_path, control=store, store=store, env=PACED)
     yield found
     found.stop()
-
-
-def after(workload: Workload, transactions: int) -> None:
-    goal = workload.done + transactions
-    wait_until(lambda: workload.done >= goal or workload.failure, what=f"{transactions} transactions more")
 
 
 OURS = "FROM pg_replication_slots WHERE slot_name LIKE 'walvec%' AND database = current_database()"

@@ -4,7 +4,6 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,14 +16,6 @@ from tests.plugins.ports import free_port
 from tests.plugins.postgres import PostgresDatabase
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(180)]
-
-
-@pytest.fixture
-def walvec(tmp_path: Path, postgres: PostgresDatabase) -> Iterator[Walvec]:
-    own = postgres.another()
-    found = Walvec(tmp_path, control=own, store=own)
-    yield found
-    found.stop()
 
 
 def direct(walvec: Walvec, *args: str, **env: str) -> Any:

@@ -1,8 +1,5 @@
 """One insert becomes one row of the view by the real command, which starts, restarts and ends as promised."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import httpx
 import psutil
 import psycopg
@@ -12,14 +9,6 @@ from tests.acceptance.harness import SCHEMA, Walvec, document, wait_until
 from tests.plugins.postgres import PostgresDatabase
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(180)]
-
-
-@pytest.fixture
-def walvec(tmp_path: Path, postgres: PostgresDatabase) -> Iterator[Walvec]:
-    own = postgres.another()
-    found = Walvec(tmp_path, control=own, store=own)
-    yield found
-    found.stop()
 
 
 def rows(walvec: Walvec) -> list[tuple[object, ...]]:

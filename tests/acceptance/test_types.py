@@ -3,7 +3,6 @@ store's own database and beside the source; and keys of every type lead to their
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,6 @@ from tests.acceptance.harness import Walvec, document
 from tests.plugins.postgres import PostgresDatabase
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
-
-
-@pytest.fixture
-def walvec(tmp_path: Path, postgres: PostgresDatabase) -> Iterator[Walvec]:
-    own = postgres.another()
-    found = Walvec(tmp_path, control=own, store=own)
-    yield found
-    found.stop()
 
 
 OWN_TYPES = """
