@@ -1,6 +1,6 @@
 """Texts become requests that a provider takes: by items, tokens and bytes. Pure.
 
-Limits are data, and learned down when an answer names one. Next: `dispatch` sends the packs.
+Limits are data, and learned down when an answer names one. Next: `wanted` fills them, `dispatch` sends them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a group's protocol wants of its members, and what Kafka's errors mean to one. PURE.
+"""What a group's protocol wants of its members, and what Kafka's errors mean to one: data.
 
 Next: `fetcher` and `consumer`, which act on it.
 """
