@@ -74,19 +74,15 @@ async def test_a_topic_is_made_as_the_settings_say(clean: KafkaCluster, open_log
     log = open_log(clean, min_insync_replicas=1, retention_seconds=60, max_record_bytes=200_000)
     assert await log.ensure_topic(TOPIC, 3) == 3
     await log.ensure_topic("walvec.vt_kafka.dead", 1)
-    made = clean.run("kafka-configs", "--describe", "--entity-type", "topics", "--entity-name", TOPIC)
-    for expected in (
-        "retention.ms=60000",
-        "max.message.bytes=200000",
-        "min.insync.replicas=1",
-        "cleanup.policy=delete",
-        "message.timestamp.type=LogAppendTime",
-    ):
-        assert expected in made
-    letters = clean.run(
-        "kafka-configs", "--describe", "--entity-type", "topics", "--entity-name", "walvec.vt_kafka.dead"
-    )
-    assert "retention.ms=-1" in letters
+    expected = {
+        "retention.ms": "60000",
+        "max.message.bytes": "200000",
+        "min.insync.replicas": "1",
+        "cleanup.policy": "delete",
+        "message.timestamp.type": "LogAppendTime",
+    }
+    assert expected.items() <= clean.settings(TOPIC).items()
+    assert clean.settings("walvec.vt_kafka.dead")["retention.ms"] == "-1"
 
 
 async def test_a_topic_with_other_settings_is_reported_once_and_left_alone(
@@ -103,8 +99,7 @@ async def test_a_topic_with_other_settings_is_reported_once_and_left_alone(
     assert any(difference.startswith("retention.ms is 5000") for difference in stats.differences)
     told = [record for record in caplog.records if getattr(record, "action", "") == "topic_differs"]
     assert sorted(record.reason for record in told) == sorted(stats.differences)
-    described = clean.run("kafka-configs", "--describe", "--entity-type", "topics", "--entity-name", TOPIC)
-    assert "retention.ms=5000" in described
+    assert clean.settings(TOPIC)["retention.ms"] == "5000"
 
 
 async def test_many_creators_make_one_topic(clean: KafkaCluster, open_log: Open) -> None:
@@ -229,6 +224,7 @@ async def test_a_limit_that_is_changed_is_noticed(clean: KafkaCluster, open_log:
     await producer.append(TOPIC, [Record(b"k", bytes(50_000))])
 
     def change(limit: int) -> None:
+        # by a tool whose end takes longer than the broker's own hearing of it
         clean.run(
             "kafka-configs", "--alter", "--entity-type", "topics", "--entity-name", TOPIC,
             "--add-config", f"max.message.bytes={limit}",

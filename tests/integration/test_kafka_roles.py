@@ -138,20 +138,10 @@ def test_records_expire_before_they_are_read(
         return lag is not None and lag["lag_changes"] >= 500  # at least one for each key
 
     wait_until(there, what="records that wait")
-    expire(kafka, topic)
+    kafka.expire(topic)
     walvec.start_role(role)
     wait_until(lambda: any("gone before they were read" in (t[1] or "") for t in tasks(walvec)), what="a rebackfill")
     equal(walvec, postgres)
-
-
-def expire(kafka: KafkaCluster, topic: str) -> None:
-    import json
-
-    partitions = kafka.admin.list_topics(topic, timeout=30).topics[topic].partitions
-    body = {"version": 1, "partitions": [{"topic": topic, "partition": p, "offset": -1} for p in partitions]}
-    path = kafka.directory / "delete.json"
-    path.write_text(json.dumps(body))
-    kafka.run("kafka-delete-records", "--offset-json-file", str(path))
 
 
 def test_dead_delete_rows_that_are_too_large(start: Start, postgres: PostgresDatabase, kafka: KafkaCluster) -> None:
@@ -175,11 +165,7 @@ def test_dead_delete_rows_that_are_too_large(start: Start, postgres: PostgresDat
     assert sorted(differences(postgres.dsn, postgres.dsn)) == ["missing 7", "missing 9001"]
 
     for which in ("changes", "vectors"):
-        topic = topic_of(walvec, kafka, which)
-        kafka.run(
-            "kafka-configs", "--alter", "--entity-type", "topics", "--entity-name", topic,
-            "--add-config", "max.message.bytes=4194304",
-        )  # fmt: skip
+        kafka.configure(topic_of(walvec, kafka, which), max_message_bytes="4194304")
     done = walvec.run("dead", "replay", "items")
     assert done.returncode == 0, done.stdout + done.stderr
 

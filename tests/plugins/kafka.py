@@ -23,12 +23,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from confluent_kafka import KafkaException
+from confluent_kafka import OFFSET_END, KafkaException, TopicPartition
 from confluent_kafka.admin import (
     AclBinding,
     AclOperation,
     AclPermissionType,
     AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
+    NewPartitions,
     NewTopic,
     ResourcePatternType,
     ResourceType,
@@ -279,6 +284,31 @@ class KafkaCluster:
         for done in self.admin.delete_topics([name]).values():
             done.result(30)
         self._told(name, there=False)
+
+    def settings(self, topic: str) -> dict[str, str]:
+        """What is set on the topic itself."""
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        found = self.admin.describe_configs([resource])[resource].result(30)
+        own = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+        return {name: entry.value for name, entry in found.items() if entry.source == own}
+
+    def configure(self, topic: str, **config: str) -> None:
+        """`configure("t", max_message_bytes="100000")`."""
+        entries = [
+            ConfigEntry(name.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
+            for name, value in config.items()
+        ]
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=entries)
+        self.admin.incremental_alter_configs([resource])[resource].result(30)
+
+    def grow(self, topic: str, partitions: int) -> None:
+        self.admin.create_partitions([NewPartitions(topic, partitions)])[topic].result(30)
+
+    def expire(self, topic: str) -> None:
+        """Nothing of what it holds now is kept."""
+        partitions = self.admin.list_topics(topic, timeout=30).topics[topic].partitions
+        for done in self.admin.delete_records([TopicPartition(topic, p, OFFSET_END) for p in partitions]).values():
+            done.result(30)
 
     def _told(self, name: str, *, there: bool) -> None:
         """The controller has decided; the brokers' own view of the topics follows a moment later."""
