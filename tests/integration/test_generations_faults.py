@@ -71,10 +71,10 @@ class Between:
         found = getattr(self._real, name)
         return self._call if name == self._method else found
 
-    async def _call(self, *arguments: Any) -> Any:
+    async def _call(self, *arguments: Any, **named: Any) -> Any:
         if self._before:
             await self._stuck()
-        done = await getattr(self._real, self._method)(*arguments)
+        done = await getattr(self._real, self._method)(*arguments, **named)
         await self._stuck()
         return done
 
