@@ -223,7 +223,8 @@ class Backfill:
             # rule sweep, rule sweep-floor: the floor rises to the lowest stamp of this backfill
             marker = sweep_record(table, generation.number, cursor.lowest)
             await work.producer.append(changes_topic(name), [marker])
-        await work.control.states.set_backfilled(table.id, generation.number)
+        if not await work.control.states.set_backfilled(table.id, generation.number, by=self._task.id):
+            raise TaskEnded("the task was ended")
         await work.update(self._task, status="completed", progress=self._progress())
         log.info(
             "backfill completed",

@@ -131,6 +131,21 @@ async def test_fed_or_read_what_is_read_again_does_not_swap(read: Control) -> No
     assert await read.states.begin_swap(PRODUCTS.id, 2, fills=2), "whoever rolls it forward may ask again"
 
 
+async def test_fed_or_read_who_was_replaced_says_nothing_of_its_rows(read: Control) -> None:
+    """Something is lost after a backfill has looked whether it still counts, and before it says that all is read."""
+    _, task = await read.definitions.rebuild(PRODUCTS.id, SECOND)
+    await read.tasks.update(task.id, status="running")
+    assert await read.states.set_backfilled(PRODUCTS.id, 2, by=task.id), "as long as it runs"
+    again = await read.tasks.create("rebackfill", PRODUCTS.id, 2, {"sweep": True}, instead_of=[task.id], reason="lost")
+    assert not await read.states.set_backfilled(PRODUCTS.id, 2, by=task.id)
+    building = (await read.definitions.snapshot()).vector_tables[PRODUCTS.id].building
+    assert building is not None
+    assert not building.filled
+    await read.states.set_ready(PRODUCTS.id, 2)
+    await read.tasks.update(again.id, status="failed", last_error="the source refuses")
+    assert not await read.states.begin_swap(PRODUCTS.id, 2, fills=building.fills), "nobody has read what was lost"
+
+
 async def test_a_swap_ends_what_was_open_of_the_one_before(read: Control) -> None:
     old = await read.tasks.create("rebackfill", PRODUCTS.id, 1, {})
     await swapped(read)

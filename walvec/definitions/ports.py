@@ -61,8 +61,12 @@ class TableStates(Protocol):
     async def count_dead(self, table_id: str, letters: int) -> int:
         """Adds to the letters in a row and returns the new number; 0 resets it. Does not move the feed."""
 
-    async def set_backfilled(self, table_id: str, generation: int) -> None:
-        """All its rows are in the store. The active one serves from then on, a building one may be swapped in."""
+    async def set_backfilled(self, table_id: str, generation: int, *, by: str | None = None) -> bool:
+        """All its rows are in the store. The active one serves from then on, a building one may be swapped in.
+
+        `by`: the task that has read them. False, and nothing changes: it was ended in this moment, because something
+        was lost and another one reads everything again.
+        """
 
     async def set_ready(self, table_id: str, generation: int) -> None:
         """Indexes are built."""

@@ -14,7 +14,7 @@ from walvec.definitions import generations, revisions, steps, stored
 from walvec.definitions.model import Generation, Task, VectorTable
 from walvec.definitions.pool import Connection, Pool
 from walvec.definitions.steps import Step
-from walvec.definitions.tasks import cancel_tasks, ever_read, insert_task, open_backfill
+from walvec.definitions.tasks import cancel_tasks, ever_read, insert_task, is_open, open_backfill
 from walvec.definitions.values import now
 
 
@@ -110,8 +110,16 @@ class Swaps:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def set_backfilled(self, table_id: str, generation: int) -> None:
-        await stored.transform(self._pool, table_id, lambda t: generations.filled(t, generation))
+    async def set_backfilled(self, table_id: str, generation: int, *, by: str | None = None) -> bool:
+        async with self._pool.ordered() as conn:  # in one order with the tasks that take another one's place
+            old = await stored.locked(conn, table_id)
+            if by is not None and not await is_open(conn, by):
+                return False
+            new = stored.changed(old, generations.filled(old, generation))
+            if new != old:
+                await stored.write(conn, new)
+                await self._pool.move(conn)
+        return True
 
     async def set_ready(self, table_id: str, generation: int) -> None:
         await stored.transform(self._pool, table_id, lambda t: generations.ready(t, generation))

@@ -68,6 +68,14 @@ async def open_backfill(
     return await cursor.fetchone() is not None
 
 
+async def is_open(conn: Connection, task_id: str) -> bool:
+    """It stays so until the transaction's end where that has the order of `Pool.ordered`, but for a user's cancel."""
+    cursor = await conn.execute(
+        "SELECT 1 FROM walvec_control.tasks WHERE id = %s AND status IN ('pending', 'running')", [task_id]
+    )
+    return await cursor.fetchone() is not None
+
+
 async def ever_read(conn: Connection, target_id: str) -> bool:
     """Whether anybody has asked to read it."""
     cursor = await conn.execute(

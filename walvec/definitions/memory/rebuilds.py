@@ -13,7 +13,7 @@ from walvec.contracts.errors import Conflict, NotFound
 from walvec.definitions import generations, revisions, steps
 from walvec.definitions.memory.feed import MemoryFeed
 from walvec.definitions.memory.tasks import MemoryTasks
-from walvec.definitions.model import Connection, EmbeddingProvider, Generation, Task, VectorTable
+from walvec.definitions.model import OPEN, Connection, EmbeddingProvider, Generation, Task, VectorTable
 from walvec.definitions.steps import Step
 from walvec.definitions.values import now
 
@@ -101,8 +101,11 @@ class Swaps:
         self._feed = feed
         self._tasks = tasks
 
-    async def set_backfilled(self, table_id: str, generation: int) -> None:
+    async def set_backfilled(self, table_id: str, generation: int, *, by: str | None = None) -> bool:
+        if by is not None and (await self._tasks.get(by)).status not in OPEN:
+            return False
         self._feed.change(table_id, lambda t: generations.filled(t, generation))
+        return True
 
     async def set_ready(self, table_id: str, generation: int) -> None:
         self._feed.change(table_id, lambda t: generations.ready(t, generation))
