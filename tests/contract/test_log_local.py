@@ -85,7 +85,7 @@ async def test_every_acknowledged_record_survives_a_kill(log: LocalLog, start: S
     said = [acknowledged, *(int(text) for text in rest.decode().split("\n")[:-1])]
     stored = {int(value.split(":")[1]) for value in await values(log)}
     assert stored >= set(range(said[-1] + 1))
-    check(Path(log._path.parent))
+    check(Path(log._file.path.parent))
 
 
 async def test_two_processes_append_without_losing_or_doubling(log: LocalLog, start: Start) -> None:
@@ -151,7 +151,7 @@ async def test_a_killed_owner_is_replaced_at_start(log: LocalLog, start: Start) 
 async def test_a_reused_pid_is_no_owner(log: LocalLog, start: Start) -> None:
     child = await start("own", GROUP)
     await line(child, "owns")
-    with sqlite3.connect(log._path) as connection:
+    with sqlite3.connect(log._file.path) as connection:
         connection.execute("UPDATE processes SET started = '1'")
     connection.close()
     consumer = log.consumer(TOPIC, GROUP)
@@ -183,7 +183,7 @@ async def test_a_hung_consumers_late_commit_is_refused(log: LocalLog, tmp_path: 
     old = log.consumer(TOPIC, GROUP)
     await old.poll(max_records=1, max_bytes=1, timeout=5)
     # As if this process had given no sign of life for longer than its lease.
-    with sqlite3.connect(log._path) as connection:
+    with sqlite3.connect(log._file.path) as connection:
         connection.execute("UPDATE processes SET beat = -1000")
     connection.close()
     other = open_local_log(tmp_path, LogSettings.model_validate({}))
@@ -261,7 +261,7 @@ async def test_a_record_that_changed_on_disk_is_damage(tmp_path: Path) -> None:
 
 
 async def test_a_file_removed_in_use_takes_no_records(log: LocalLog) -> None:
-    for path in log._path.parent.glob("log.db*"):
+    for path in log._file.path.parent.glob("log.db*"):
         path.unlink()
     with pytest.raises(LogDamaged, match="removed or replaced"):
         await log.producer().append(TOPIC, [Record(b"", b"")])
@@ -277,6 +277,23 @@ async def test_whoever_reads_a_removed_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(LogDamaged, match="removed or replaced"):
         await asyncio.wait_for(consumer.poll(max_records=1, max_bytes=1, timeout=3600), 20)
     await log.close()
+
+
+async def test_a_process_that_only_asks_is_not_told_of_a_removed_files_past(tmp_path: Path) -> None:
+    """SQLite goes on with a file that is gone: what it says there would be a lie for ever."""
+    made = LocalLog(log_path(tmp_path), LogSettings.model_validate({}))
+    await made.ensure_topic(TOPIC)
+    asking, idle = (LocalLog(log_path(tmp_path), LogSettings.model_validate({})) for _ in range(2))
+    assert sum((await asking.end_offsets(TOPIC)).values()) == 0
+    told = [asyncio.create_task(log.broken()) for log in (asking, idle)]
+    for name in ("log.db", "log.db-wal", "log.db-shm"):
+        os.unlink(tmp_path / name)
+    with pytest.raises(LogDamaged, match="removed or replaced"):
+        await asking.end_offsets(TOPIC)
+    for error in await asyncio.wait_for(asyncio.gather(*told), 20):
+        assert isinstance(error, LogDamaged)
+    for log in (made, asking, idle):
+        await log.close()
 
 
 async def test_a_full_disk_is_waited_out(log: LocalLog) -> None:

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 from walvec.contracts.errors import DecodeError, LogDamaged
 from walvec.transport.local import groups, schema
 from walvec.transport.local.batches import Packed, unpack
+from walvec.transport.local.file import LogFile
 from walvec.transport.records import StoredRecord
 
 T = TypeVar("T")
@@ -26,9 +26,10 @@ T = TypeVar("T")
 class Reader:
     """One thread with one connection; each job is one read transaction."""
 
-    def __init__(self, path: Path, damaged: Callable[[LogDamaged], None]) -> None:
+    def __init__(self, file: LogFile, damaged: Callable[[LogDamaged], None]) -> None:
         """`damaged(error)` is called on the event loop."""
-        self._path = path
+        self._file = file
+        self._path = file.path
         self._damaged = damaged
         self._connection: sqlite3.Connection | None = None
         self._threads = ThreadPoolExecutor(1, "walvec-log-reader")
@@ -42,6 +43,7 @@ class Reader:
 
     def _run(self, job: Callable[[sqlite3.Connection], T]) -> T:
         with schema.translated(self._path):
+            self._file.check()
             if self._connection is None:
                 self._connection = schema.connect(self._path)
             self._connection.execute("BEGIN")

@@ -6,6 +6,7 @@ Law: one instance belongs to one event loop; threads start with the first use. N
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 import time
@@ -17,6 +18,7 @@ from walvec.runtime.settings import LogSettings
 from walvec.transport.local import groups, processes, retention, schema
 from walvec.transport.local.consumer import LocalConsumer
 from walvec.transport.local.fetching import Cursor, Reader, fetch
+from walvec.transport.local.file import LogFile
 from walvec.transport.local.runs import Transaction
 from walvec.transport.local.wake import Hub
 from walvec.transport.local.writer import Writer
@@ -26,6 +28,7 @@ from walvec.transport.records import Record, StoredRecord, TopicStats
 logger = logging.getLogger(__name__)
 
 _READ_RECORDS, _READ_BYTES = 1000, 1024 * 1024
+_LOOK_SECONDS = 2.0
 
 
 def open_local_log(data_dir: Path, settings: LogSettings) -> LocalLog:
@@ -54,12 +57,12 @@ class LocalLog:
 
     def __init__(self, path: Path, settings: LogSettings, *, fallback_seconds: float = 0.25) -> None:
         """`fallback_seconds`: how often the file is looked at although no datagram came."""
-        self._path = path
         self._settings = settings
         self._fallback = fallback_seconds
         self._identity = schema.prepare(path)
         self.hub = Hub(self._identity)
-        self.reader = Reader(path, self._damaged)
+        self._file = LogFile.of(path)
+        self.reader = Reader(self._file, self._damaged)
         self._writer: Writer | None = None
         self._consumers: set[LocalConsumer] = set()
         self._enrolment = asyncio.Lock()
@@ -75,7 +78,7 @@ class LocalLog:
         if self._closed:
             raise LogUnavailable("The log is closed.", "Open it again.")
         if self._writer is None:
-            self._writer = Writer(self._path, self._identity, self._settings.max_bytes, self._woken, self._damaged)
+            self._writer = Writer(self._file, self._identity, self._settings.max_bytes, self._woken, self._damaged)
             self._pulse = asyncio.get_running_loop().create_task(self._keep_alive(), name="walvec-log-pulse")
         return self._writer
 
@@ -262,7 +265,15 @@ class LocalLog:
         self._broken.set()
 
     async def broken(self) -> WalvecError:
-        await self._broken.wait()
+        # a process that neither reads nor writes for a while would notice nothing
+        while not self._broken.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._broken.wait()
+            try:
+                self._file.check()
+            except LogDamaged as error:
+                self._damaged(error)
         assert self._breakage is not None
         return self._breakage
 

@@ -14,12 +14,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from walvec.contracts.errors import LogDamaged, LogUnavailable, WalvecError
 from walvec.transport.local import processes, retention, schema
+from walvec.transport.local.file import LogFile
 from walvec.transport.local.runs import Append, Outcome, Run, Transaction
 from walvec.transport.local.wake import Sender
 from walvec.transport.records import Record
@@ -46,14 +46,15 @@ Item = Append | Call
 class Writer:
     def __init__(
         self,
-        path: Path,
+        file: LogFile,
         identity: str,
         max_bytes: int,
         woken: Callable[[Iterable[int]], None],
         damaged: Callable[[LogDamaged], None],
     ) -> None:
         """On the event loop: `woken(topics)` is called after each commit, `damaged(error)` when the file is."""
-        self._path = path
+        self._file = file
+        self._path = file.path
         self._max_bytes = max_bytes
         self._woken = woken
         self._damaged = damaged
@@ -61,7 +62,6 @@ class Writer:
         self._queue: SimpleQueue[Item | None] = SimpleQueue()
         self._held: deque[Append] = deque()
         self._sender = Sender(identity)
-        self._inode = path.stat().st_ino
         self._durable = True
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="walvec-log-writer", daemon=True)
@@ -133,7 +133,7 @@ class Writer:
         return items, False
 
     def _cycle(self, connection: sqlite3.Connection, items: list[Item]) -> None:
-        self._check_file()
+        self._file.check()
         self._make_room(connection, items)
         if not items:
             return
@@ -204,18 +204,6 @@ class Writer:
             if isinstance(step, Run):
                 step.prepare(connection)
         return steps
-
-    def _check_file(self) -> None:
-        """A file that was deleted or replaced under us must not take records that nobody will ever read."""
-        try:
-            same = self._path.stat().st_ino == self._inode
-        except FileNotFoundError:
-            same = False
-        if not same:
-            raise LogDamaged(
-                f"The log {self._path} was removed or replaced while it was in use.",
-                "Restart walvec; tables whose changes were lost are read again.",
-            )
 
     def _bound_wal(self, connection: sqlite3.Connection) -> None:
         try:
