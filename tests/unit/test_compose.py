@@ -21,7 +21,7 @@ import yaml
 from api.access import keys_of
 from tests.plugins import compose
 from tests.plugins.compose import ROOT, Image, Missing, Service
-from walvec.cli.roles import ROLES
+from walvec.cli.names import ROLES
 from walvec.definitions import document
 from walvec.runtime.config import load_settings, unknown_variables
 from walvec.runtime.measures import ALL

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from walvec import __version__
-from walvec.cli import roles
+from walvec.cli.names import EXIT_CONFIG, EXIT_DAMAGED, ROLES
 from walvec.contracts.errors import ConfigError, LogDamaged, WalvecError
 from walvec.runtime import config, lifecycle, logging
 from walvec.runtime.settings import Settings
@@ -39,7 +39,7 @@ ConfigFile = Annotated[
 
 def main() -> None:
     """Console entry. An expected failure is a sentence and its cure on stderr, never a traceback."""
-    if len(sys.argv) < 2 or sys.argv[1] not in roles.ROLES:  # a role need not load what asks the API
+    if len(sys.argv) < 2 or sys.argv[1] not in ROLES:  # a role need not load what asks the API
         from walvec.cli import direct
         from walvec.cli.commands import register
 
@@ -91,6 +91,8 @@ def start(role: str, file: Path | None) -> Settings:
 
 
 def _run_role(role: str, file: Path | None) -> None:
+    from walvec.cli import roles
+
     settings = start(role, file)
     try:
         asyncio.run(lifecycle.run_until_signal(lambda stop: roles.run_role(role, settings, stop)))
@@ -98,7 +100,7 @@ def _run_role(role: str, file: Path | None) -> None:
         if not lifecycle.supervised():
             raise
         typer.echo(f"walvec {role}: {logging.redact(str(error))}", err=True)
-        sys.exit(roles.EXIT_CONFIG if isinstance(error, ConfigError) else roles.EXIT_DAMAGED)
+        sys.exit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_DAMAGED)
 
 
 @app.command()

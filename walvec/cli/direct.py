@@ -14,7 +14,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from walvec.cli import render, roles
+from walvec.cli import render
+from walvec.cli.control import open_control, with_embedded
 from walvec.contracts.errors import ConfigError, NotFound
 from walvec.definitions.model import DEFAULT_ORGANIZATION, ApiKey, Permission, Snapshot
 from walvec.definitions.ports import Control
@@ -134,7 +135,7 @@ async def _configured(settings: Settings, dsn: str) -> int:
 
 
 async def _rotated(settings: Settings, dsn: str, old: Secrets, new: Secrets) -> int:
-    control = await roles.open_control(settings, old)  # also brings the schema to this version
+    control = await open_control(settings, old)  # also brings the schema to this version
     await control.close()
     return await rotate(dsn, old, new)
 
@@ -147,7 +148,7 @@ def _settings(file: Path | None) -> Settings:
 
 def _on_control(file: Path | None, work: Callable[[Control], Awaitable[T]]) -> T:
     async def run(settings: Settings) -> T:
-        control = await roles.open_control(settings)
+        control = await open_control(settings)
         try:
             return await work(control)
         finally:
@@ -171,6 +172,6 @@ def _reachable(settings: Settings) -> Iterator[tuple[Settings, str]]:
                 if server.running() is None:
                     server.start()
                     stack.callback(server.stop)
-            settings = roles.with_embedded(settings)
+            settings = with_embedded(settings)
         assert settings.control_database.url is not None
         yield settings, settings.control_database.url.get_secret_value()

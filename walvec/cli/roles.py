@@ -12,10 +12,10 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import SecretStr
-
+from walvec.cli.control import open_control, with_embedded
+from walvec.cli.names import ROLES
 from walvec.contracts.errors import (
     ControlUnavailable,
     LogUnavailable,
@@ -25,29 +25,12 @@ from walvec.contracts.errors import (
 )
 from walvec.definitions.ports import Control
 from walvec.runtime import addresses, retry
-from walvec.runtime.embedded_postgres import EmbeddedPostgres
 from walvec.runtime.endpoint import Endpoint
 from walvec.runtime.lifecycle import pause, settle_memory
-from walvec.runtime.secret_files import secret_keys
-from walvec.runtime.settings import DatabaseSettings, Settings
+from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
 
-if TYPE_CHECKING:
-    from walvec.definitions.secrets import Secrets
-
 logger = logging.getLogger(__name__)
-
-ROLES = {
-    "cdc": "cdc.service",
-    "embedder": "embedder.service",
-    "sink": "sink.service",
-    "api": "api.service",
-}
-
-EXIT_CONFIG = 78
-"""How a supervised role says that trying again changes nothing."""
-EXIT_DAMAGED = 79
-"""How it says that the log's file is damaged, or was taken away."""
 
 UNAVAILABLE = (ControlUnavailable, LogUnavailable, SourceUnavailable, StoreUnavailable)
 _MAX_PAUSE_SECONDS = 10.0
@@ -137,38 +120,6 @@ def _adapters(role: str, settings: Settings, control: Control, stack: AsyncExitS
         stack.push_async_callback(models.close)
         found["models"] = models
     return found
-
-
-async def open_control(settings: Settings, secrets: Secrets | None = None) -> Control:
-    """The control database of these settings, migrated."""
-    from walvec.definitions import postgres
-    from walvec.definitions import secrets as sealed
-
-    url = settings.control_database.url
-    assert url is not None, "with_embedded comes first"
-    return await postgres.open_control(
-        url.get_secret_value(),
-        environment=settings.environment,
-        secret_key=secrets or sealed.Secrets(*secret_keys(settings), reread=lambda: secret_keys(settings)),
-    )
-
-
-def needs_embedded(settings: Settings) -> bool:
-    """Whether the embedded Postgres stands for a database that was not configured."""
-    return settings.control_database.url is None or (settings.pgvector.url is None and settings.store == "pgvector")
-
-
-def with_embedded(settings: Settings) -> Settings:
-    """The settings with the embedded server's address where none was given. Raises ControlUnavailable without one."""
-    if not needs_embedded(settings):
-        return settings
-    url = DatabaseSettings(url=SecretStr(EmbeddedPostgres(settings.data_dir).dsn()))
-    return settings.model_copy(
-        update={
-            "control_database": settings.control_database if settings.control_database.url else url,
-            "pgvector": settings.pgvector if settings.pgvector.url else url,
-        }
-    )
 
 
 async def patiently(

@@ -21,6 +21,8 @@ from pathlib import Path
 import typer
 
 from walvec.cli import apply_definitions, roles
+from walvec.cli.control import needs_embedded
+from walvec.cli.names import EXIT_CONFIG, EXIT_DAMAGED, ROLES
 from walvec.contracts.errors import ConfigError, LogDamaged, WalvecError
 from walvec.runtime import readiness
 from walvec.runtime.embedded_postgres import EmbeddedPostgres
@@ -51,7 +53,7 @@ class Supervisor:
         self._apply = [path.absolute() for path in apply]
         self._in_process = in_process
         self._rebackfill = rebackfill
-        self._server = EmbeddedPostgres(settings.data_dir) if roles.needs_embedded(settings) else None
+        self._server = EmbeddedPostgres(settings.data_dir) if needs_embedded(settings) else None
         self._own_key = secrets.token_urlsafe(32)
         if in_process:
             os.environ[OWN_KEY] = self._own_key
@@ -83,7 +85,7 @@ class Supervisor:
                 if self._server is not None:
                     await asyncio.to_thread(self._server.start)
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._keep(role)) for role in roles.ROLES]
+                    tasks = [group.create_task(self._keep(role)) for role in ROLES]
                     if self._server is not None:
                         tasks.append(group.create_task(self._keep_server(self._server)))
                     opening = group.create_task(self._open())
@@ -113,10 +115,10 @@ class Supervisor:
             code = await (self._run_task(role) if self._in_process else self._run_child(role))
             if self._stop.is_set():
                 return
-            if code == roles.EXIT_CONFIG and not self._ready:
+            if code == EXIT_CONFIG and not self._ready:
                 self._fail(ConfigError(f"The role {role} cannot start with these settings.", "Its message is above."))
                 return
-            if code == roles.EXIT_DAMAGED and (damage := await self._damage()) is not None:
+            if code == EXIT_DAMAGED and (damage := await self._damage()) is not None:
                 self._fail(damage)
                 return
             if loop.time() - began > _HEALTHY_SECONDS:
@@ -180,10 +182,10 @@ class Supervisor:
             await roles.run_role(role, settings, self._stop)
         except ConfigError as error:
             typer.echo(f"walvec {role}: {error}", err=True)
-            return roles.EXIT_CONFIG
+            return EXIT_CONFIG
         except LogDamaged as error:
             typer.echo(f"walvec {role}: {error}", err=True)
-            return roles.EXIT_DAMAGED
+            return EXIT_DAMAGED
         except Exception:  # what ends a role must not end the others
             logger.exception("role failed", extra={"action": "restart", "subject": role})
             return 1
@@ -284,7 +286,7 @@ def metrics_port(role: str, settings: Settings) -> int | None:
     first = settings.metrics.port
     if not first:
         return first
-    port = first + list(roles.ROLES).index(role)
+    port = first + list(ROLES).index(role)
     if port > 65535:
         raise ConfigError(
             f"There is no port {port} for the metrics of {role}.",

@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 
-from walvec.cli.roles import ROLES
+from walvec.cli.names import ROLES
 
 PORTS = {
     "cdc": {"control", "log"},
