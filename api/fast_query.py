@@ -27,7 +27,7 @@ from api.requests import unexpected
 from api.responses import Json
 from api.schemas import Query
 from api.services import Services, find_table
-from walvec.contracts.errors import ControlUnavailable, StoreRejected, WalvecError
+from walvec.contracts.errors import StoreRejected, WalvecError
 from walvec.definitions.model import Snapshot
 from walvec.definitions.tenancy import digest
 
@@ -125,7 +125,7 @@ class FastQuery:
             found = unexpected(scope)
         try:
             return found if await version == known.version else None
-        except ControlUnavailable:
+        except WalvecError:  # away, or it refuses us by now
             return None
 
 

@@ -273,7 +273,8 @@ class Definitions(Protocol):
 
     def version(self) -> Future[int]:
         """That of what is stored now: whatever was committed before the call is in it. It is asked for from the call
-        on, awaited or not. Raises ControlUnavailable (where it is awaited)."""
+        on, awaited or not. Raises ControlUnavailable, and ConfigError where the database refuses us (where it is
+        awaited)."""
 
     async def put_connection(self, connection: Connection) -> None:
         """Creates it, or changes all but its environment and the time of its creation. Raises Conflict when another one

@@ -11,7 +11,7 @@ import pytest
 from api import fast_query, query
 from tests.unit.api.test_query import hits
 from tests.unit.api.worlds import World
-from walvec.contracts.errors import ControlUnavailable, ProviderWait, StoreUnavailable
+from walvec.contracts.errors import ConfigError, ControlUnavailable, ProviderWait, StoreUnavailable, WalvecError
 
 PATH = "/v1/vector-tables/products/query"
 PASSING = ("x-request-id", "x-ratelimit-remaining", "x-ratelimit-reset")
@@ -163,10 +163,17 @@ async def test_a_query_that_goes_both_ways_counts_once(ready: World, monkeypatch
     assert ways == ["short", "route"]
 
 
+@pytest.mark.parametrize(
+    ("away", "status", "code"),
+    [
+        (ControlUnavailable("the control database cannot be reached."), 503, "control_unavailable"),
+        (ConfigError("the control database refuses the connection."), 422, "validation_error"),
+    ],
+    ids=["away", "refuses"],
+)
 async def test_nothing_is_told_while_the_control_database_is_away(
-    ready: World, monkeypatch: pytest.MonkeyPatch
+    ready: World, monkeypatch: pytest.MonkeyPatch, away: WalvecError, status: int, code: str
 ) -> None:
-    away = ControlUnavailable("the control database cannot be reached.")
 
     def version() -> asyncio.Future[int]:
         told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -179,7 +186,7 @@ async def test_nothing_is_told_while_the_control_database_is_away(
     monkeypatch.setattr(ready.control.definitions, "version", version)
     monkeypatch.setattr(ready.control.definitions, "snapshot", snapshot)
     refused = await ready.http.post(PATH, json={"query": "a"})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "control_unavailable")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (status, code)
 
 
 async def test_of_a_header_that_comes_twice_both_ways_take_the_first(
