@@ -14,7 +14,7 @@ ACCEPTED = "gzip, deflate"
 FAILURE_BYTES = 256 * 1024
 """Of an answer that is no success: its message is all that is wanted of it."""
 _BASE = 1024 * 1024
-_PER_NUMBER = 32  # one of JSON is 25 characters at most, with comma and space
+_PER_NUMBER = 48  # one of JSON is 26 characters at most, with comma and space; some servers indent each
 _FEWEST_NUMBERS = 2048  # a model that gives more than the wanted dimensions shall be told so
 _PER_TEXT = 1024
 

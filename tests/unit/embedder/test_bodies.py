@@ -148,3 +148,10 @@ def test_every_answer_that_is_meant_fits() -> None:
         size = texts * (len(json.dumps(row)) + 2) + 1000
         assert size < bodies.most_bytes(texts, dimensions)
         assert bodies.most_bytes(texts, dimensions) < 2 * size + texts * 100_000 + 2_000_000
+
+
+def test_an_answer_with_a_line_for_each_number_fits() -> None:
+    texts, dimensions = 256, 4096
+    row = {"object": "embedding", "embedding": [-1.2345678901234567e-08] * dimensions, "index": 0}
+    answer = json.dumps({"object": "list", "data": [row] * 2}, indent=4)
+    assert len(answer) // 2 * texts < bodies.most_bytes(texts, dimensions)
