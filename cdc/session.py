@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
 
@@ -197,11 +197,25 @@ def source_errors() -> Iterator[None]:
 
 
 class Sessions:
-    """Reused sessions, a few per connection. One event loop; a session that failed is closed, never given out again."""
+    """Reused sessions, a few per connection. One event loop; a session that failed is closed, never given out again.
 
-    def __init__(self, *, keep: int = 4, check_after_seconds: float = 5.0) -> None:
+    What rests for long is closed when another one comes to rest: nobody tells of connections that were deleted.
+    `keep_all`: of all connections together, however many somebody makes and deletes."""
+
+    def __init__(
+        self,
+        *,
+        keep: int = 4,
+        keep_all: int = 64,
+        rest_seconds: float = 60.0,
+        check_after_seconds: float = 5.0,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._keep = keep
+        self._keep_all = keep_all
+        self._rest = rest_seconds
         self._check_after = check_after_seconds
+        self._clock = clock
         self._idle: dict[tuple[str, str], list[tuple[Session, float]]] = {}
 
     @asynccontextmanager
@@ -225,7 +239,7 @@ class Sessions:
             session, since = idle.pop()
             if session.closed:
                 continue
-            if monotonic() - since < self._check_after:
+            if self._clock() - since < self._check_after:
                 return session
             try:
                 await session.execute("SELECT 1")
@@ -244,9 +258,23 @@ class Sessions:
                 await old.close()
         idle = self._idle.setdefault(place, [])
         if len(idle) < self._keep:
-            idle.append((session, monotonic()))
+            idle.append((session, self._clock()))
         else:
             await session.close()
+        for old in self._rested():
+            await old.close()
+
+    def _rested(self) -> list[Session]:
+        """Takes out what has rested for too long, and beyond the most that are kept the longest ones."""
+        resting = sorted((pair for idle in self._idle.values() for pair in idle), key=lambda pair: pair[1])
+        tired = self._clock() - self._rest
+        over = len(resting) - self._keep_all
+        gone = {id(session) for n, (session, since) in enumerate(resting) if n < over or since < tired}
+        for place, idle in list(self._idle.items()):
+            idle[:] = [pair for pair in idle if id(pair[0]) not in gone]  # in place: `_take` may be amidst it
+            if not idle:
+                del self._idle[place]
+        return [session for session, _ in resting if id(session) in gone]
 
     async def close(self) -> None:
         idle, self._idle = self._idle, {}

@@ -1,11 +1,13 @@
 """SourceAccess against a real server: names, types, rows by key, scans."""
 
 import asyncio
+from dataclasses import replace
 
 import psycopg
 import pytest
 
 from cdc.source import SourceAccess
+from tests.plugins.eventually import eventually
 from tests.plugins.postgres import PostgresDatabase
 from tests.plugins.source_table import connection, vector_table
 from walvec.contracts.changes import Change
@@ -223,6 +225,30 @@ async def test_sessions_survive_the_end_of_an_idle_one(postgres: PostgresDatabas
     )
     assert await access.emit_marker(where) > 0
     await access.close()
+
+
+async def test_sessions_of_connections_that_nobody_uses_any_more_are_closed(postgres: PostgresDatabase) -> None:
+    from cdc.session import Sessions
+
+    now = 0.0
+    access = SourceAccess(Sessions(keep_all=3, rest_seconds=60, clock=lambda: now))
+    used = [replace(connection(postgres.dsn), id=f"conn_{n}") for n in range(5)]
+
+    def open_now() -> int:
+        found = postgres.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'walvec'"
+        )
+        return int(str(found[0][0]))
+
+    for where in used:
+        await access.test(where)
+        await access.emit_marker(where)
+    await eventually(lambda: open_now() == 3)
+    now = 61.0
+    await access.emit_marker(used[-1])
+    await eventually(lambda: open_now() == 1)
+    await access.close()
+    await eventually(lambda: open_now() == 0)
 
 
 async def test_errors_say_what_is_wrong(postgres: PostgresDatabase) -> None:

@@ -58,6 +58,8 @@ _FILES = frozenset(("sslrootcert", "sslcert", "sslkey", "sslcrl", "sslcrldir"))
 """Those that name files of this machine: whoever may name any learns which there are, and has them used."""
 _SYSTEM = "system"
 """As `sslrootcert`: the certificate authorities that this machine trusts."""
+_NO_FILE = "/dev/null/none"
+"""A path that can never be: of one that is no plain file libpq would complain."""
 _NAT64 = ip_network("64:ff9b::/96")
 
 
@@ -213,11 +215,14 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 async def pinned(dsn: str) -> str:
-    """The connection string with the addresses that its hosts have now, so that nothing is resolved again.
+    """The connection string with the addresses that its hosts have now, so that nothing is resolved again, and with no
+    other password than its own: libpq would send this process's to whatever server a user names.
 
     Raises AddressRefused, or as psycopg does when no host can be resolved.
     """
-    given = _parts(dsn)
+    # given, though empty: neither PGPASSWORD nor a password file (the user's, or PGPASSFILE's) takes its place
+    given = {"password": "", "passfile": _NO_FILE, **_parts(dsn)}
+    dsn = make_conninfo("", **given)
     if given.get("hostaddr"):
         for address in str(given["hostaddr"]).split(","):
             _current.spelled(address.strip())

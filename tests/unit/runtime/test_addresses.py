@@ -1,6 +1,7 @@
 """Where walvec connects to on a user's word."""
 
 import asyncio
+import pathlib
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -318,3 +319,38 @@ async def test_a_name_that_leads_to_a_link_of_this_machine_is_refused(monkeypatc
     resolves(monkeypatch, ["fe80::1%1"])
     with pytest.raises(AddressRefused):
         await addresses.pinned("host=a dbname=d")
+
+
+async def test_a_server_is_told_no_password_of_this_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """It asks for the password in clear, as anybody's server may."""
+    told: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (size := int.from_bytes(await reader.readexactly(4))) == 8:  # asks for encryption
+            await reader.readexactly(size - 4)
+            writer.write(b"N")
+        await reader.readexactly(size - 4)
+        writer.write(b"R\x00\x00\x00\x08\x00\x00\x00\x03")
+        told.append(await reader.read(1000))
+        writer.close()
+
+    file = tmp_path / "passwords"
+    file.write_text("*:*:*:*:of-the-file\n")
+    file.chmod(0o600)
+    monkeypatch.setenv("PGPASSFILE", str(file))
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        where = f"host=127.0.0.1 port={server.sockets[0].getsockname()[1]} user=u dbname=d"
+        for variable in ("of-the-environment", None):
+            if variable is None:
+                monkeypatch.delenv("PGPASSWORD")
+            else:
+                monkeypatch.setenv("PGPASSWORD", variable)
+            with pytest.raises(psycopg.OperationalError):  # the control: libpq has one to tell
+                await psycopg.AsyncConnection.connect(where)
+            with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+                await psycopg.AsyncConnection.connect(await addresses.pinned(where))
+        with pytest.raises(psycopg.OperationalError):
+            await psycopg.AsyncConnection.connect(await addresses.pinned(where + " password=own"))
+    assert [words[5:-1] for words in told] == [b"of-the-environment", b"", b"of-the-file", b"", b"own"]
