@@ -335,11 +335,10 @@ async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> Non
     try:
         await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        given_up = not task.done()
         stopped.cancel()
-        if not task.done():
-            task.cancel()
-        await asyncio.gather(stopped, return_exceptions=True)
-    if task.done() and not task.cancelled():
+        task.cancel()
+        # also where we are cancelled ourselves: nothing of it is left, and its failure is heard
+        await asyncio.gather(task, stopped, return_exceptions=True)
+    if not given_up:
         await task
-        return
-    await asyncio.gather(task, return_exceptions=True)
