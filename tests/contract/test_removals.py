@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.contract.test_control import LOCAL, PRODUCTS, SHOP
@@ -244,6 +245,26 @@ async def test_a_table_that_cannot_be_entered_is_removed_with_what_was_made(cont
     assert await due(control) == [f"{OTHER.id} storage", f"{OTHER.id} topics"]
 
 
+async def test_what_was_made_over_a_connection_that_is_deleted_meanwhile_is_found(control: Control) -> None:
+    other = replace(SHOP, id="conn_ffffffff", name="other", dsn="postgresql://u:secret@h/d")
+    await control.definitions.put_connection(other)
+    table = replace(OTHER, connection_id=other.id)
+
+    async def make() -> None:
+        async with control.definitions.making(table) as enter:
+            await control.definitions.delete_connection(other.id)
+            await enter()
+
+    with pytest.raises(NotFound):
+        await make()
+    ids = await control.removals.put(table, ("storage", "topics"))
+    found = await control.removals.open()
+    assert [(r.id, r.what, r.dsn) for r in found] == [
+        (ids[0], "storage", other.dsn),
+        (ids[1], "topics", other.dsn),
+    ]
+
+
 async def test_what_is_left_of_making_is_shown_once_it_cannot_be_removed(control: Control) -> None:
     with pytest.raises(RuntimeError):
         async with control.definitions.making(OTHER):
@@ -283,5 +304,58 @@ async def test_a_maker_whose_session_is_lost_enters_nothing(postgres: Any) -> No
             return len(found) >= 2
 
         await eventually(removed)
+    finally:
+        await control.close()
+
+
+async def test_what_is_made_is_removed_with_the_key_of_a_rotation_that_was_under_way(postgres: Any) -> None:
+    control = await open_control(postgres.dsn, environment="prod", secret_key="a passphrase")
+    try:
+        await control.definitions.put_connection(SHOP)
+        await control.definitions.put_provider(LOCAL)
+        committed = asyncio.Event()
+
+        async def make() -> None:
+            async with control.definitions.making(OTHER):
+                await committed.wait()
+                found = postgres.execute(
+                    "SELECT r.credentials = c.credentials FROM walvec_control.removals r, walvec_control.connections c"
+                )
+                assert found == [(True,), (True,)]
+
+        with psycopg.connect(postgres.dsn) as rotation:  # it has been past the removals
+            rotation.execute("UPDATE walvec_control.installation SET version = version + 1")
+            rotation.execute("UPDATE walvec_control.connections SET credentials = 'anew'")
+            making = asyncio.create_task(make())
+            begun = (
+                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                " UNION ALL SELECT 1 FROM walvec_control.removals"
+            )
+            await eventually(lambda: postgres.execute(begun))
+            rotation.commit()
+        committed.set()
+        await making
+    finally:
+        await control.close()
+
+
+async def test_who_deletes_a_connection_waits_for_a_removal_in_hand_and_nobody_waits_with_him(postgres: Any) -> None:
+    control = await open_control(postgres.dsn, environment="prod", secret_key="a passphrase")
+    try:
+        await control.definitions.put_connection(SHOP)
+        await control.definitions.put_provider(LOCAL)
+        await control.definitions.put_vector_table(PRODUCTS)
+        await control.definitions.delete_vector_table(PRODUCTS.id)
+        slot = next(r for r in await control.removals.open() if r.what == "slot")
+        async with control.removals.claim(slot.id) as claim:
+            assert claim is not None
+            await control.definitions.put_connection(replace(SHOP, dsn="postgresql://u:newer@h/d"))
+            deleting = asyncio.create_task(control.definitions.delete_connection(SHOP.id))
+            await eventually(lambda: postgres.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+            async with asyncio.timeout(10):
+                await control.definitions.put_provider(replace(LOCAL, name="renamed"))
+            assert not deleting.done()
+        assert slot.id in await deleting
+        assert {r.dsn for r in await control.removals.open()} == {"postgresql://u:newer@h/d"}
     finally:
         await control.close()

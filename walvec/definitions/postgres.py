@@ -237,6 +237,7 @@ class ControlDefinitions(Rebuilds):
         async with self._makers, await connect(self._pool.dsn) as conn:
             with translated():
                 async with conn.transaction():
+                    await self._pool.order(conn)  # or a rotation under way would miss the credentials' copy
                     left = await removals.enter(conn, table, removals.OF_MAKING, making=True)
                 async with conn.transaction():
                     await removals.hold(conn, left)
@@ -306,7 +307,10 @@ class ControlDefinitions(Rebuilds):
                 await self._pool.move(conn)
 
     async def delete_connection(self, connection_id: str) -> Sequence[str]:
-        async with self._pool.change() as conn:
+        async with self._pool.transaction() as conn:
+            # before the installation's lock: this may wait for a source or a store that is slow to answer
+            await removals.keep_credentials(conn, connection_id)
+            await self._pool.move(conn)
             left = await removals.of_deleted_connection(conn, connection_id)
             await _delete(conn, "connections", "connection", connection_id)
         return left

@@ -136,14 +136,19 @@ async def forget_slot(conn: Session, connection_id: str) -> None:
         await conn.execute(f"DELETE FROM walvec_control.{name} WHERE connection_id = %s", [connection_id])
 
 
-async def of_deleted_connection(conn: Session, connection_id: str) -> list[str]:
-    """Before the connection's row goes. Its slot was to be removed with its last vector table; where a stream is still
-    stored, an earlier version left it. The newest credentials stay with what is left."""
+async def keep_credentials(conn: Session, connection_id: str) -> None:
+    """The connection's newest stay with what is left. Waits for whoever has that in hand."""
     await conn.execute(
         "UPDATE walvec_control.removals r SET credentials = c.credentials FROM walvec_control.connections c"
         " WHERE c.id = r.connection_id AND c.id = %s AND r.credentials IS DISTINCT FROM c.credentials",
         [connection_id],
     )
+
+
+async def of_deleted_connection(conn: Session, connection_id: str) -> list[str]:
+    """Before the connection's row goes. Its slot was to be removed with its last vector table; where a stream is still
+    stored, an earlier version left it."""
+    await keep_credentials(conn, connection_id)
     cursor = await conn.execute(
         "INSERT INTO walvec_control.removals (id, environment_id, what, target_id, name, connection_id, credentials)"
         " SELECT %s, c.environment_id, 'slot', c.id, c.name, c.id, c.credentials FROM walvec_control.connections c"
@@ -223,9 +228,18 @@ class ControlRemovals:
             )
 
     async def put(self, table: VectorTable, what: Sequence[What]) -> list[str]:
-        async with self._pool.transaction() as conn:
-            await conn.execute("DELETE FROM walvec_control.removals WHERE target_id = %s AND making", [table.id])
-            return await enter(conn, table, what)
+        async with self._pool.ordered() as conn:
+            # what its making has left knows the connection's credentials, though it may be deleted by now
+            cursor = await conn.execute(
+                "UPDATE walvec_control.removals SET making = false, next_at = now() WHERE id IN ("
+                " SELECT id FROM walvec_control.removals WHERE target_id = %s AND what = ANY(%s)"
+                " ORDER BY sequence FOR UPDATE SKIP LOCKED) RETURNING what, id",
+                [table.id, list(what)],
+            )
+            ids: dict[What, str] = dict(await cursor.fetchall())
+            missing = [one for one in what if one not in ids]
+            ids |= dict(zip(missing, await enter(conn, table, missing), strict=True))
+            return [ids[one] for one in what]
 
     async def give_up(self, removal_id: str) -> None:
         async with self._pool.transaction() as conn:

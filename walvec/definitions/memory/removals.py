@@ -63,9 +63,13 @@ class MemoryRemovals:
         """Nothing outlives this process."""
 
     async def put(self, table: VectorTable, what: Sequence[What]) -> list[str]:
-        for one in [r for r in self._left.values() if r.id in self._making and r.target_id == table.id]:
-            self.end(one)
-        return self.enter(table, what)
+        free = [r for r in self._left.values() if r.target_id == table.id and r.id not in self._claimed]
+        ids = {r.what: r.id for r in free if r.what in what}
+        self._making.difference_update(ids.values())
+        self._due |= {i: monotonic() for i in ids.values()}
+        missing = [one for one in what if one not in ids]
+        ids |= dict(zip(missing, self.enter(table, missing), strict=True))
+        return [ids[one] for one in what]
 
     @contextmanager
     def held(self, table: VectorTable) -> Iterator[list[Removal]]:
