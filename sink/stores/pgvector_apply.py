@@ -184,15 +184,16 @@ class _Writer:
             claims = any(step.claim is not None for step in steps)
             many = any(len(r.chunks) > 1 for r in records)
             async with conn.transaction(), conn.cursor() as cur:
+                # before the first lock: the server ends who hangs between statements, not who hangs in this one
+                async with cur.copy(
+                    f"COPY {layout.staging} ({columns(layout)}) FROM STDIN (FORMAT binary)".encode()
+                ) as copy:
+                    await copy.write(body)
                 await cur.execute(_limits(layout, for_update=False), self._id)
                 row = await cur.fetchone()
                 if row is None:
                     raise _gone(layout)
                 floor, horizon, chunked = row[0:3], row[3:6], bool(row[6])
-                async with cur.copy(
-                    f"COPY {layout.staging} ({columns(layout)}) FROM STDIN (FORMAT binary)".encode()
-                ) as copy:
-                    await copy.write(body)
                 await cur.execute(_merge(layout), (*floor, *horizon))
                 applied = cur.rowcount
                 if many or chunked:

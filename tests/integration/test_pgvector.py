@@ -266,6 +266,31 @@ async def test_a_writer_that_hangs_in_a_transaction_is_not_waited_for(
     await hung.close()
 
 
+async def test_a_writer_that_hangs_while_it_sends_rows_holds_nothing(
+    store: PgvectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = table_of()
+    generation = await made(store, table)
+    await store.apply(table, generation, [record("upsert", 1, 5)])
+    sending, goes_on = asyncio.Event(), asyncio.Event()
+    write = psycopg.AsyncCopy.write
+
+    async def hang(copy: psycopg.AsyncCopy, rows: bytes) -> None:
+        sending.set()
+        await goes_on.wait()
+        await write(copy, rows)
+
+    monkeypatch.setattr(psycopg.AsyncCopy, "write", hang)
+    hung = asyncio.create_task(store.apply(table, generation, [record("upsert", i, 6 + i) for i in (1, 2, 3)]))
+    await sending.wait()
+    async with asyncio.timeout(10):
+        await store.apply(table, generation, [record("truncate", 0, 8)])
+    goes_on.set()
+    applied = await hung
+    assert applied.applied == 2, "what is older than the truncate is refused, though it was on its way before"
+    assert await store.count(table, generation) == 2
+
+
 async def test_a_value_out_of_range_is_rejected_alone(store: PgvectorStore) -> None:
     table = table_of(source("v", "smallint"))
     generation = await made(store, table)
