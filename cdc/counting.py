@@ -5,6 +5,8 @@ Law: a row counts exactly when `TextSpec.compose` gives it a text. Next: `source
 
 from __future__ import annotations
 
+import codecs
+
 from psycopg import sql
 
 from cdc.reading import Target
@@ -15,9 +17,23 @@ _BLANKS = "".join(c for c in map(chr, range(0x3001)) if c.isspace())
 _PEEK = 64
 
 
-def count_query(target: Target, generation: Generation, *, unicode: bool) -> sql.Composed:
-    """`unicode`: whether the database holds every character; another one has no other white space than ASCII's."""
-    blanks = _BLANKS if unicode else "".join(c for c in _BLANKS if c.isascii())
+_CODECS = {"UTF8": "utf-8", "KOI8R": "koi8_r", "KOI8U": "koi8_u", "EUC_CN": "gb2312"}
+"""Of server encodings that Python has no such name for, beside the family of WIN1252."""
+
+
+def blanks_of(encoding: str) -> str:
+    """White space that a database of this server_encoding can hold: a literal must have no other character. SQL_ASCII
+    says nothing of its bytes, and counts as ASCII."""
+    try:
+        codec = codecs.lookup(_CODECS.get(encoding) or encoding.replace("WIN", "cp")).name
+    except LookupError:
+        codec = "ascii"
+    return _BLANKS.encode(codec, "ignore").decode(codec)
+
+
+def count_query(target: Target, generation: Generation, *, encoding: str) -> sql.Composed:
+    """`encoding`: the database's, as server_encoding spells it."""
+    blanks = blanks_of(encoding)
     padded = {c.name for c in generation.source if c.base_type == "character"}
     condition = _has_text(generation.text_spec, padded, sql.Literal(blanks))
     return sql.SQL("SELECT count(*) FROM {} WHERE {}").format(target.relation, condition)

@@ -61,8 +61,8 @@ class SourceAccess:
     async def count(self, connection: Connection, table: VectorTable) -> RowCount:
         async with self._sessions.borrow(connection) as session:
             found = await reading.target(session, table, table.active)
-            unicode = session.info.parameter_status("server_encoding") == "UTF8"
-            query = count_query(found, table.active, unicode=unicode)
+            encoding = session.info.parameter_status("server_encoding") or "SQL_ASCII"
+            query = count_query(found, table.active, encoding=encoding)
             try:
                 async with session.transaction():
                     await session.execute(f"SET LOCAL statement_timeout = {_COUNT_TIMEOUT_MS}")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import psycopg
 import pytest
 
+from cdc.counting import blanks_of
 from cdc.source import SourceAccess
 from tests.plugins.postgres import PostgresDatabase
 from tests.plugins.source_table import connection, vector_table
@@ -61,6 +62,37 @@ async def test_as_many_rows_as_have_a_text(
     await access.close()
     assert len(texts) == len(rows)
     assert found == RowCount(sum(text is not None for text in texts), exact=True)
+
+
+async def test_a_database_of_few_characters_has_other_white_space_than_asciis(postgres: PostgresDatabase) -> None:
+    name = f"latin_{postgres.name}"
+    postgres.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0")
+    try:
+        dsn = psycopg.conninfo.make_conninfo(postgres.dsn, dbname=name)
+        with psycopg.connect(dsn, autocommit=True) as session:
+            session.execute("CREATE TABLE texts (id int PRIMARY KEY, a text)")
+            session.cursor().executemany(
+                "INSERT INTO texts VALUES (%s, %s)", list(enumerate([None, "", " ", "\xa0", "\x85\n", "\xa0é"]))
+            )
+        table = await vector_table(dsn, "texts", [Column("a", "embedding")])
+        access = SourceAccess()
+        found = await access.count(connection(dsn), table)
+        await access.close()
+        assert found == RowCount(1, exact=True)
+    finally:
+        postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_no_encoding_is_asked_for_a_character_that_it_lacks(postgres: PostgresDatabase) -> None:
+    found = postgres.execute("SELECT DISTINCT pg_encoding_to_char(conforencoding) FROM pg_conversion")
+    encodings = {str(name) for (name,) in found} - {"MULE_INTERNAL"}  # which nothing is converted to from Unicode
+    assert encodings > {"LATIN1", "WIN1252", "KOI8R", "EUC_JP", "EUC_CN"}
+    for encoding in encodings - {"UTF8"}:
+        postgres.execute("SELECT convert_to(%s, %s)", blanks_of(encoding), encoding)
+    assert "\xa0" in blanks_of("LATIN9")
+    assert "\u3000" in blanks_of("EUC_CN")
+    assert "\u3000" in blanks_of("UTF8")
+    assert blanks_of("SQL_ASCII").isascii()
 
 
 async def test_what_takes_too_long_is_estimated(postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
