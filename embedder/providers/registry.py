@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from embedder.packing import Limits
 from embedder.providers import fake, guarded, openai, static
@@ -98,11 +99,17 @@ def kind_of(name: str) -> ProviderKind:
     return found
 
 
+def _is_openai(url: str) -> bool:
+    return (urlsplit(url).hostname or "").rstrip(".") == urlsplit(openai.BASE_URL).hostname
+
+
 def check(provider: EmbeddingProvider, settings: Settings) -> None:
     """Whether anybody would answer it as it is. Raises DefinitionError."""
     needs = kind_of(provider.provider).needs
     configured = settings.providers.get(provider.provider)
-    if needs is None or provider.base_url or (configured and configured.base_url) or getattr(provider, needs):
+    elsewhere = provider.base_url and not (needs == "api_key" and _is_openai(provider.base_url))
+    given = needs and (getattr(provider, needs) or "").strip()
+    if needs is None or given or elsewhere or (not provider.base_url and configured and configured.base_url):
         return
     cures = {
         "api_key": "Set api_key; or base_url, where a server of your own answers without one.",

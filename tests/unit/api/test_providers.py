@@ -80,7 +80,8 @@ async def test_a_key_is_not_sent_to_another_address(world: World) -> None:
 
 async def test_openais_own_address_needs_a_key(world: World) -> None:
     """The embedder takes a key from nowhere else; a compatible server may need none."""
-    for without in ({}, {"api_key": ""}, {"api_key": None}):
+    own = {"base_url": "https://API.openai.com:443/v1/"}
+    for without in ({}, {"api_key": ""}, {"api_key": None}, {"api_key": " \n"}, own, {**own, "api_key": ""}):
         body = {"name": "openai-prod", "provider": "openai", **without}
         error = (await world.ask("POST", PATH, body, 422))["error"]
         assert (error["code"], error["message"].partition(":")[0]) == ("validation_error", "api_key")
