@@ -10,7 +10,8 @@ from collections.abc import AsyncIterable
 
 from embedder.providers.port import ProviderSuspect
 
-ACCEPTED = "gzip, deflate"
+ACCEPTED = "gzip"
+"""Not deflate, which servers spell in two ways; the one that is meant is read where it comes unasked."""
 FAILURE_BYTES = 256 * 1024
 """Of an answer that is no success: its message is all that is wanted of it."""
 _BASE = 1024 * 1024

@@ -134,6 +134,10 @@ class OpenAIProvider:
                 "answer",
                 cure="Check the provider's base_url: it may not be a server of embeddings.",
             ) from None
+        except (ProviderSuspect, TimeoutError):
+            if good:
+                raise
+            return b""
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -70,9 +70,9 @@ def without_end(status: int, chunk: bytes, *lines: str, start: bytes = b"") -> A
     return answer
 
 
-def with_body(body: bytes, *lines: str) -> Answer:
+def with_body(body: bytes, *lines: str, status: int = 200) -> Answer:
     async def answer(writer: asyncio.StreamWriter) -> None:
-        writer.write(head(200, f"content-length: {len(body)}", *lines) + body)
+        writer.write(head(status, f"content-length: {len(body)}", *lines) + body)
         await writer.drain()
 
     return answer
@@ -140,6 +140,17 @@ async def test_an_answer_that_cannot_be_decoded_is_suspect(body: bytes, coding: 
         with pytest.raises(ProviderSuspect, match=said) as told:
             await provider.embed(["a"], kind="document")
         assert told.value.what == "answer"
+
+
+@pytest.mark.parametrize(("body", "coding"), [(b"no gzip at all", "gzip"), (gzip.compress(GOOD)[:-9], "gzip"), (b"x", "br")])
+async def test_a_failure_that_cannot_be_decoded_keeps_its_class(body: bytes, coding: str) -> None:
+    async with asking(with_body(body, f"content-encoding: {coding}", status=401)) as (provider, _):
+        with pytest.raises(ProviderStop, match="401"):
+            await provider.embed(["a"], kind="document")
+    async with asking(with_body(body, f"content-encoding: {coding}", "retry-after: 7", status=429)) as (provider, _):
+        with pytest.raises(ProviderWait) as told:
+            await provider.embed(["a"], kind="document")
+        assert (type(told.value), told.value.retry_after) == (ProviderWait, 7)
 
 
 def test_every_answer_that_is_meant_fits() -> None:
