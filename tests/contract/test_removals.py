@@ -359,3 +359,25 @@ async def test_who_deletes_a_connection_waits_for_a_removal_in_hand_and_nobody_w
         assert {r.dsn for r in await control.removals.open()} == {"postgresql://u:newer@h/d"}
     finally:
         await control.close()
+
+
+async def test_what_a_killed_maker_may_have_sent_is_given_time_however_long_it_was_at_work(postgres: Any) -> None:
+    control = await open_control(postgres.dsn, environment="prod", secret_key="a passphrase")
+    try:
+        await control.definitions.put_connection(SHOP)
+        await control.definitions.put_provider(LOCAL)
+
+        async def make() -> None:
+            async with control.definitions.making(OTHER):
+                raise RuntimeError
+
+        async def removed() -> list[str]:
+            return await due(control)
+
+        with pytest.raises(RuntimeError):
+            await make()
+        postgres.execute("UPDATE walvec_control.removals SET next_at = next_at - interval '1 hour'")
+        assert await due(control) == [], "nobody had found that its maker is gone"
+        assert await eventually(removed)
+    finally:
+        await control.close()

@@ -32,7 +32,7 @@ OF_SOURCE: tuple[What, ...] = ("publication", "slot")
 OF_MAKING: tuple[What, ...] = ("storage", "topics")
 """What is made before a vector table is entered."""
 MADE_SECONDS = 2.0
-"""A maker that was killed may have sent something that is not done yet."""
+"""From when its maker is found to be gone: one that was killed may have sent something that is not done yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ _FROM = "walvec_control.removals r LEFT JOIN walvec_control.connections c ON c.i
 
 async def enter(conn: Session, table: VectorTable, what: Sequence[What], *, making: bool = False) -> list[str]:
     """Writes the removals of a vector table, with its connection's credentials; their ids. `making`: nobody is shown
-    them, and they are not due at once."""
+    them, and they are not due before somebody finds them free."""
     ids = [new_removal_id() for _ in what]
     for removal_id, one in zip(ids, what, strict=True):
         slot = one == "slot"
@@ -87,7 +87,7 @@ async def enter(conn: Session, table: VectorTable, what: Sequence[What], *, maki
             "INSERT INTO walvec_control.removals (id, environment_id, what, target_id, name, connection_id,"
             " credentials, definition, view_schema, making, next_at)"
             " SELECT %s, %s, %s, %s, coalesce(%s, c.name, ''), %s, c.credentials, %s, %s, %s,"
-            " clock_timestamp() + make_interval(secs => %s)"
+            " CASE WHEN %s THEN 'infinity' ELSE clock_timestamp() END"
             " FROM (SELECT) one LEFT JOIN walvec_control.connections c ON c.id = %s",
             [
                 removal_id,
@@ -99,7 +99,7 @@ async def enter(conn: Session, table: VectorTable, what: Sequence[What], *, maki
                 None if slot else as_json(table_json(table)),
                 None if slot else table.view_schema,
                 making,
-                MADE_SECONDS if making else 0.0,
+                making,
                 table.connection_id,
             ],
         )
@@ -203,6 +203,8 @@ class ControlRemovals:
 
     @asynccontextmanager
     async def claim(self, removal_id: str | None = None, *, but: Collection[str] = ()) -> AsyncIterator[Claim | None]:
+        if removal_id is None:
+            await self._free()
         async with self._hands, self._pool.transaction() as conn:
             cursor = await conn.execute(
                 f"SELECT {_COLUMNS} FROM {_FROM} WHERE r.id = %s FOR UPDATE OF r SKIP LOCKED"
@@ -213,6 +215,16 @@ class ControlRemovals:
             )
             row = await cursor.fetchone()
             yield Claim(conn, self._removal(row)) if row is not None else None
+
+    async def _free(self) -> None:
+        """What a maker has left without a word is due soon."""
+        async with self._pool.transaction() as conn:
+            await conn.execute(
+                "UPDATE walvec_control.removals SET next_at = clock_timestamp() + make_interval(secs => %s)"
+                " WHERE id IN (SELECT id FROM walvec_control.removals WHERE next_at = 'infinity'"
+                " FOR UPDATE SKIP LOCKED)",
+                [MADE_SECONDS],
+            )
 
     async def adopt(self) -> None:
         async with self._pool.ordered() as conn:

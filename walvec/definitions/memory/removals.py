@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from math import inf
 from time import monotonic
 
 from walvec.contracts.errors import NotFound
@@ -45,6 +46,8 @@ class MemoryRemovals:
         self, removal_id: str | None = None, *, but: Collection[str] = ()
     ) -> AsyncIterator[MemoryClaim | None]:
         free = [r for r in self._left.values() if r.id not in self._claimed]
+        if removal_id is None:
+            self._due |= {r.id: monotonic() + MADE_SECONDS for r in free if self._due[r.id] == inf}
         if removal_id is not None:
             found = next((r for r in free if r.id == removal_id), None)
         else:
@@ -77,7 +80,7 @@ class MemoryRemovals:
         ids = self.enter(table, OF_MAKING)
         self._making.update(ids)
         self._claimed.update(ids)
-        self._due |= {i: monotonic() + MADE_SECONDS for i in ids}
+        self._due |= dict.fromkeys(ids, inf)
         try:
             yield [self._left[i] for i in ids]
         finally:
