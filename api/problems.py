@@ -160,5 +160,14 @@ def explain(error: RequestValidationError) -> tuple[str, str]:
     for e in error.errors()[:5]:
         where = e["loc"][1:] if e["loc"][:1] in (("body",), ("query",), ("path",)) else e["loc"]
         place = ".".join(str(p) for p in where) or "the body"
-        parts.append(f"{place}: {str(e['msg']).removeprefix('Value error, ')}")
+        parts.append(f"{place}: {_said(e)}")
     return "; ".join(parts) + ".", "Correct the fields that are named."
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    """A text's length is not told as pydantic tells it where a check stands before it: as a number of items."""
+    if isinstance(error["input"], str) and error["type"] in ("too_long", "too_short"):
+        bound, limit = ("most", "max_length") if error["type"] == "too_long" else ("least", "min_length")
+        number = error["ctx"][limit]
+        return f"must have at {bound} {number} character{'' if number == 1 else 's'}"
+    return str(error["msg"]).removeprefix("Value error, ")

@@ -270,6 +270,13 @@ async def test_what_is_not_a_fitting_json_body_is_the_clients_fault(world: World
     envelope(await post(world, body), 422, "validation_error")
 
 
+async def test_a_text_has_characters_and_no_items(world: World) -> None:
+    for name, said in (("", "at least 1 character."), ("é" * 101, "at most 100 characters.")):
+        body = {"name": name, "provider": "static"}
+        told = (await world.ask("POST", "/v1/embedding-providers", body, 422))["error"]["message"]
+        assert told == f"name: must have {said}"
+
+
 async def test_a_body_of_another_type_is_refused(world: World) -> None:
     good = orjson.dumps(PROVIDER)
     for kind in (None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
