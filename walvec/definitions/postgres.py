@@ -237,7 +237,10 @@ class ControlDefinitions(Rebuilds):
         async with self._makers, await connect(self._pool.dsn) as conn:
             with translated():
                 async with conn.transaction():
-                    await self._pool.order(conn)  # or a rotation under way would miss the credentials' copy
+                    # or a rotation that is under way would miss the copy of its credentials
+                    await conn.execute(
+                        "SELECT 1 FROM walvec_control.connections WHERE id = %s FOR SHARE", [table.connection_id]
+                    )
                     left = await removals.enter(conn, table, removals.OF_MAKING, making=True)
                 async with conn.transaction():
                     await removals.hold(conn, left)
