@@ -27,7 +27,7 @@ from api.validation import build_vector_table, check_source
 from walvec.contracts.errors import Conflict, PreconditionFailed
 from walvec.definitions.document import VectorTableSpec, spelled
 from walvec.definitions.generations import GENERATION_TAKEN
-from walvec.definitions.model import EmbeddingProvider, Snapshot, SyncStatus, TopicSource, VectorTable
+from walvec.definitions.model import Connection, EmbeddingProvider, Snapshot, SyncStatus, TopicSource, VectorTable
 from walvec.definitions.views import check_view
 
 _TRIES = 10
@@ -94,6 +94,8 @@ async def _made(services: Services, table: VectorTable, body: ChangedVectorTable
         return made
     connection = snapshot.connections[table.connection_id]
     provider = _provider(table, given, snapshot)
+    if "source_table" in given and table.error is None:
+        await _same_source(services.source, connection, table, given["source_table"])
     new = await build_vector_table(
         _spec(table, given, snapshot, provider),
         connection,
@@ -161,6 +163,15 @@ def _same_connection(table: VectorTable, given: dict[str, Any], snapshot: Snapsh
     if ref is not None and ref not in (table.connection_id, snapshot.connections[table.connection_id].name):
         raise invalid(
             "connection_id: a vector table keeps its connection.", "Define a new vector table, and delete this one."
+        )
+
+
+async def _same_source(source: Source, connection: Connection, table: VectorTable, name: str) -> None:
+    """Before it is asked for columns that another table need not have."""
+    found = await source.inspect(connection, name)
+    if (found.schema, found.name) != (table.source_schema, table.source_table):
+        raise invalid(
+            "source_table: a vector table keeps its source table.", "Define a new vector table, and delete this one."
         )
 
 

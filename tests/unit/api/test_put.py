@@ -256,3 +256,21 @@ async def test_a_filter_that_could_compare_nothing_is_refused(world: World, colu
     assert column in error["error"]["message"]
     assert filter_type in error["error"]["message"]
     assert "filter_type is one of" in error["error"]["resolution"]
+
+
+async def test_another_source_table_is_refused_by_name_whatever_its_columns(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await synced(world)
+    inspect = world.source.inspect
+
+    async def with_others(connection: Any, source_table: str) -> Any:
+        if source_table != "others":
+            return await inspect(connection, source_table)
+        found = await inspect(connection, "products")
+        return replace(found, name="others", columns=found.columns[:1])
+
+    monkeypatch.setattr(world.source, "inspect", with_others)
+    refused = (await world.ask("PUT", world.path, {"source_table": "others"}, 422))["error"]
+    assert refused["message"].startswith("source_table: ")
+    assert "new vector table" in refused["resolution"]
