@@ -202,7 +202,8 @@ async def test_removals_in_hand_leave_sessions_to_others(postgres: Any) -> None:
     await control.definitions.put_provider(LOCAL)
     await control.definitions.put_vector_table(PRODUCTS)
     table = (await control.definitions.snapshot()).vector_tables[PRODUCTS.id]
-    ids = [one for _ in range(4) for one in await control.removals.put(table, ["storage", "topics", "publication"])]
+    tables = [replace(table, id=f"vt_{n}") for n in range(4)]
+    ids = [i for one in tables for i in await control.removals.put(one, ["storage", "topics", "publication"])]
     answered, held = asyncio.Event(), 0
 
     async def hold(removal_id: str) -> None:

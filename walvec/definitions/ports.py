@@ -380,7 +380,8 @@ class Removals(Protocol):
         version, or a reader that was killed at the wrong moment, left them."""
 
     async def put(self, table: VectorTable, what: Sequence[What]) -> Sequence[str]:
-        """Of a vector table that was never entered, or not wholly; instead of what its `making` has left."""
+        """Of a vector table that was never entered, or not wholly; due at once. What its `making` has left is one of
+        them."""
 
     async def give_up(self, removal_id: str) -> None:
         """It is not removed any more. Raises NotFound."""
