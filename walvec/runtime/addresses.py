@@ -58,6 +58,7 @@ _FILES = frozenset(("sslrootcert", "sslcert", "sslkey", "sslcrl", "sslcrldir"))
 """Those that name files of this machine: whoever may name any learns which there are, and has them used."""
 _SYSTEM = "system"
 """As `sslrootcert`: the certificate authorities that this machine trusts."""
+_PATIENCE_AT_MOST = 60
 _NO_FILE = "/dev/null/none"
 """A path that can never be: of one that is no plain file libpq would complain."""
 _NAT64 = ip_network("64:ff9b::/96")
@@ -175,6 +176,13 @@ def check_connection_address(dsn: str) -> None:
                 f"the connection string has the parameter {name!r}, which is not taken over the API.",
                 "Leave it out; host, port, user, password, database, ssl_mode and time-outs can be set.",
             )
+    patience = str(given.get("connect_timeout", 1))
+    if not re.fullmatch("[0-9]{1,4}", patience) or not 1 <= int(patience) <= _PATIENCE_AT_MOST:
+        # zero is for ever; whoever tests the connection would wait as long for a server that says nothing
+        raise AddressRefused(
+            f"the connection string's connect_timeout is not a whole number from 1 to {_PATIENCE_AT_MOST}.",
+            "Leave it out, or write seconds.",
+        )
     for host in _hosts(given):
         if _is_socket(host):
             _current.socket()

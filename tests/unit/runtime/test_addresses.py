@@ -321,6 +321,13 @@ async def test_a_name_that_leads_to_a_link_of_this_machine_is_refused(monkeypatc
         await addresses.pinned("host=a dbname=d")
 
 
+def test_a_server_that_says_nothing_is_not_waited_for_without_end() -> None:
+    check_connection_address("host=h dbname=d connect_timeout=60")
+    for seconds in ("0", "61", "999999", "-1", "x", "", "' 5'", "1_0", "\u0661"):
+        with pytest.raises(AddressRefused, match="connect_timeout"):
+            check_connection_address(f"host=h dbname=d connect_timeout={seconds or repr('')}")
+
+
 async def test_a_server_is_told_no_password_of_this_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
