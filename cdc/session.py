@@ -206,7 +206,7 @@ class Sessions:
         self,
         *,
         keep: int = 4,
-        keep_all: int = 64,
+        keep_all: int = 32,
         rest_seconds: float = 60.0,
         check_after_seconds: float = 5.0,
         clock: Callable[[], float] = monotonic,
