@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from api.problems import Problem
 from walvec.contracts.errors import ConfigError
@@ -33,6 +34,27 @@ class Caller:
     permission: Permission
     environment: Environment | None
     key_id: str | None = None
+
+
+class Asked(NamedTuple):
+    """What a request says of who asks, and for what: its headers of these names. Of one that is sent twice the first
+    counts."""
+
+    authorization: str
+    environment: str | None
+    host: str
+    origin: str | None
+
+    @classmethod
+    def of(cls, headers: Sequence[tuple[bytes, bytes]]) -> Asked:
+        """`headers`: as ASGI has them, names in lower case."""
+        found = {name: value.decode("latin-1") for name, value in reversed(headers)}
+        return cls(
+            found.get(b"authorization", ""),
+            found.get(b"x-environment-id"),
+            found.get(b"host", ""),
+            found.get(b"origin"),
+        )
 
 
 @dataclass(slots=True)

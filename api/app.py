@@ -31,7 +31,7 @@ from api import (
     vector_tables,
     waits,
 )
-from api.access import Access, Caller, is_loopback, keys_of
+from api.access import Access, Asked, Caller, is_loopback, keys_of
 from api.bodies import Bodies, BodyReader
 from api.fast_query import FastQuery
 from api.freshness import Freshness
@@ -128,12 +128,13 @@ class Gate:
         """Raises Problem, ControlUnavailable."""
         snapshot = await self._definitions.snapshot()
         request.state.snapshot = snapshot  # as stored when the request came: what only reads need not ask again
+        asked = Asked.of(request.scope["headers"])
         return self._access.admit(
             snapshot,
             request.method,
             request.scope["path"],  # as the router takes it; `url` is put together from what the client says of itself
-            request.headers.get("authorization", ""),
-            request.headers.get("x-environment-id"),
-            host=request.headers.get("host", ""),
-            origin=request.headers.get("origin"),
+            asked.authorization,
+            asked.environment,
+            host=asked.host,
+            origin=asked.origin,
         )

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import problems
-from api.access import Access
+from api.access import Access, Asked
 from api.bodies import BodyReader, HungUp
 from api.freshness import Freshness
 from api.query import Overtaken, answer
@@ -33,7 +33,7 @@ from walvec.definitions.tenancy import digest
 
 _HEAD, _TAIL = "/v1/vector-tables/", "/query"
 _ADMITTED_AT_MOST = 1000
-_Asked = tuple[bytes, bytes | None, bytes | None, bytes | None]
+_Mark = tuple[bytes, tuple[str | None, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class FastQuery:
         self._rate = rate
         self._reader = reader
         self._known: Snapshot | None = None
-        self._admitted: dict[_Asked, _Admitted] = {}
+        self._admitted: dict[_Mark, _Admitted] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         table = _table_of(scope)
@@ -85,15 +85,19 @@ class FastQuery:
     def _admit(self, known: Snapshot, scope: Scope) -> _Admitted | None:
         if known is not self._known:
             self._known, self._admitted = known, {}
-        headers = dict(reversed(scope["headers"]))  # of a header that is sent twice the first counts, as everywhere
-        authorization = headers.get(b"authorization", b"").decode("latin-1")
-        asked = (digest(authorization), headers.get(b"x-environment-id"), headers.get(b"host"), headers.get(b"origin"))
-        found = self._admitted.get(asked)
+        asked = Asked.of(scope["headers"])
+        mark = digest(asked.authorization), asked[1:]  # no token is kept
+        found = self._admitted.get(mark)
         if found is None:
-            environment, host, origin = (h if h is None else h.decode("latin-1") for h in asked[1:])
             try:
                 caller = self._access.admit(
-                    known, scope["method"], scope["path"], authorization, environment, host=host or "", origin=origin
+                    known,
+                    scope["method"],
+                    scope["path"],
+                    asked.authorization,
+                    asked.environment,
+                    host=asked.host,
+                    origin=asked.origin,
                 )
             except WalvecError:
                 return None
@@ -101,7 +105,7 @@ class FastQuery:
             found = _Admitted(services, services.own(known), caller.organization.id)
             if len(self._admitted) >= _ADMITTED_AT_MOST:
                 self._admitted.clear()
-            self._admitted[asked] = found
+            self._admitted[mark] = found
         return found
 
     async def _found(

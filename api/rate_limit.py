@@ -155,11 +155,13 @@ def wait(lease: Lease, limit: int, seconds: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """What a request is told of its organization's count. `again`: where it is refused, when there can be one."""
+    """What a request is told of its organization's count. `again`: where it is refused, seconds until there can be
+    one; `most`: the limit in words."""
 
     admitted: bool
     headers: Sequence[tuple[bytes, bytes]]
     again: float
+    most: str
 
 
 class Rate:
@@ -184,11 +186,7 @@ class Rate:
             (b"x-ratelimit-remaining", b"%d" % (stats.remaining if admitted else 0)),
             (b"x-ratelimit-reset", b"%d" % math.ceil(reset)),
         )
-        return Permit(admitted, headers, again)
-
-    @property
-    def spelled(self) -> str:
-        return f"{self._item.amount} requests in {self._item.get_expiry()} seconds" if self._item else "any"
+        return Permit(admitted, headers, again, f"{item.amount} requests in {item.get_expiry()} seconds")
 
 
 class RateLimit:
@@ -217,5 +215,5 @@ class RateLimit:
         if permit.admitted:
             await self._app(scope, receive, counted)
             return
-        many = f"more than {self._rate.spelled}."
+        many = f"more than {permit.most}."
         await problems.known(Request(scope), "rate_limit_exceeded", many, permit.again)(scope, receive, counted)
