@@ -115,10 +115,7 @@ class Swaps:
             old = await stored.locked(conn, table_id)
             if by is not None and not await is_open(conn, by):
                 return False
-            new = stored.changed(old, generations.filled(old, generation))
-            if new != old:
-                await stored.write(conn, new)
-                await self._pool.move(conn)
+            await self._take(conn, old, Step(generations.filled(old, generation)))
         return True
 
     async def set_ready(self, table_id: str, generation: int) -> None:
