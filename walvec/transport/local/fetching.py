@@ -29,7 +29,6 @@ class Reader:
     def __init__(self, file: LogFile, damaged: Callable[[LogDamaged], None]) -> None:
         """`damaged(error)` is called on the event loop."""
         self._file = file
-        self._path = file.path
         self._damaged = damaged
         self._connection: sqlite3.Connection | None = None
         self._threads = ThreadPoolExecutor(1, "walvec-log-reader")
@@ -42,15 +41,15 @@ class Reader:
             raise
 
     def _run(self, job: Callable[[sqlite3.Connection], T]) -> T:
-        with schema.translated(self._path):
+        with schema.translated(self._file.path):
             self._file.check()
             if self._connection is None:
-                self._connection = schema.connect(self._path)
+                self._connection = schema.connect(self._file.path)
             self._connection.execute("BEGIN")
             try:
                 return job(self._connection)
             except DecodeError as error:
-                raise schema.damaged(self._path, error.message) from error
+                raise schema.damaged(self._file.path, error.message) from error
             finally:
                 # Some errors end the transaction by themselves.
                 if self._connection.in_transaction:

@@ -54,7 +54,6 @@ class Writer:
     ) -> None:
         """On the event loop: `woken(topics)` is called after each commit, `damaged(error)` when the file is."""
         self._file = file
-        self._path = file.path
         self._max_bytes = max_bytes
         self._woken = woken
         self._damaged = damaged
@@ -100,9 +99,9 @@ class Writer:
             items, going = self._gather()
             try:
                 if connection is None:
-                    with schema.translated(self._path):
-                        connection = schema.connect(self._path)
-                with schema.translated(self._path):
+                    with schema.translated(self._file.path):
+                        connection = schema.connect(self._file.path)
+                with schema.translated(self._file.path):
                     self._cycle(connection, items)
             except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the callers who wait
                 if connection is not None and connection.in_transaction:
@@ -207,7 +206,7 @@ class Writer:
 
     def _bound_wal(self, connection: sqlite3.Connection) -> None:
         try:
-            size = os.stat(f"{self._path}-wal").st_size
+            size = os.stat(f"{self._file.path}-wal").st_size
         except FileNotFoundError:
             return
         if size > schema.WAL_LIMIT:
