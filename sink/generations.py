@@ -116,8 +116,7 @@ class Generations:
             fills = generation.fills
             if not (generation.filled and generation.ready) or not await self._caught_up(number, fills):
                 return
-            begin = lambda: states.begin_swap(table.id, number, fills=fills)  # noqa: E731
-            if not await persistently(begin, table, "begin_swap"):
+            if not await persistently(lambda: states.begin_swap(table.id, number, fills=fills), table, "begin_swap"):
                 return
         try:
             await persistently(lambda: self._store.show(table, generation), table, "show")
