@@ -21,7 +21,7 @@ def say(text: str) -> None:
 
 
 def open_here(folder: str, fallback_seconds: float = 3600) -> LocalLog:
-    settings = LogSettings.model_validate({"lease_seconds": 2.0, "retention_seconds": 3600})
+    settings = LogSettings.model_validate({"lease_seconds": 5.0, "retention_seconds": 3600})
     return LocalLog(log_path(Path(folder)), settings, fallback_seconds=fallback_seconds)
 
 

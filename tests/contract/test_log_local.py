@@ -29,7 +29,7 @@ Start = Callable[..., Awaitable[asyncio.subprocess.Process]]
 
 @pytest.fixture
 async def log(tmp_path: Path) -> AsyncIterator[LocalLog]:
-    settings = LogSettings.model_validate({"lease_seconds": 2.0})
+    settings = LogSettings.model_validate({"lease_seconds": 5.0})
     log = LocalLog(log_path(tmp_path), settings, fallback_seconds=3600)
     await log.ensure_topic(TOPIC)
     yield log

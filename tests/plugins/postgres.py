@@ -4,6 +4,7 @@ A test that restarts the server or changes its settings takes `own_postgres`. No
 are skipped at a desk, and fail where CI=true.
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -63,11 +64,12 @@ class PostgresDatabase:
 @contextmanager
 def started(**options: str) -> Iterator[EmbeddedPostgres]:
     """A server in a directory of its own, gone afterwards."""
-    _sweep()
-    root = Path(tempfile.mkdtemp(prefix=PREFIX))
-    root.chmod(0o755)
-    lock = DataDirectoryLock(root)
-    lock.acquire()
+    with _one_at_a_time():
+        _sweep()
+        root = Path(tempfile.mkdtemp(prefix=PREFIX))
+        root.chmod(0o755)
+        lock = DataDirectoryLock(root)
+        lock.acquire()
     (root / "postgres.port").write_text(f"{free_port()}\n")  # one that is free still after a stop and a start
     server = EmbeddedPostgres(root, {**OPTIONS, **options})
     try:
@@ -155,6 +157,14 @@ def _drop(server: EmbeddedPostgres, name: str) -> None:
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s", (name,)
         )
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """A directory that was made and is not locked yet looks like one whose session was killed: nobody sweeps then."""
+    with (Path(tempfile.gettempdir()) / f"walvec-pytest.{os.getuid()}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _sweep() -> None:
