@@ -12,6 +12,7 @@ from tests.contract.test_control import GENERATION, LOCAL, PRODUCTS, SHOP
 from tests.plugins.eventually import eventually
 from walvec.contracts.errors import ConfigError, Conflict, ControlUnavailable, NotFound
 from walvec.definitions.model import Snapshot
+from walvec.definitions.pool import Pool
 from walvec.definitions.postgres import ControlDatabase, open_control
 from walvec.definitions.schema import migrations
 
@@ -251,4 +252,27 @@ async def test_a_version_is_asked_again_when_its_session_ends(postgres: Any, bus
                 return False  # the new session was ended too
 
         await eventually(answers)
+    await control.close()
+
+
+async def test_who_hangs_with_the_lock_that_all_writers_take_is_not_waited_for(postgres: Any) -> None:
+    control = await opened(postgres)
+    before = await control.definitions.version()
+    hung, other = Pool(postgres.dsn, "", hung_seconds=0.3), Pool(postgres.dsn, "")
+    await hung.open()
+    await other.open()
+
+    async def hang() -> None:
+        async with hung.change() as conn:
+            async with asyncio.timeout(30), other.change():
+                pass
+            await conn.execute("SELECT 1")
+
+    with pytest.raises(ControlUnavailable):
+        await hang()
+    assert await control.definitions.version() == before + 1, "what was not committed does not count"
+    async with hung.transaction() as conn:  # the session that was lost is replaced
+        await conn.execute("SELECT 1")
+    await hung.close()
+    await other.close()
     await control.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from psycopg import AsyncConnection, errors
@@ -30,6 +30,9 @@ _SESSION: dict[str, Any] = {
     "client_encoding": "UTF8",
     "application_name": "walvec control",
 }
+HUNG_SECONDS = 15.0
+"""A process that hangs within a transaction keeps its rows locked, the installation's with them, which every writer
+takes: the server ends its session after that long, and takes back what it had not committed."""
 _TAKEN = {
     "connections_name": ("there is already a connection of that name.", "Choose another name."),
     "providers_name": ("there is already an embedding provider of that name.", "Choose another name."),
@@ -132,9 +135,10 @@ async def connect(dsn: str) -> Connection:
 class Pool:
     """The process's connections to the control database. `environment_id`: where definitions belong that name none."""
 
-    def __init__(self, dsn: str, environment_id: str, *, size: int = 6) -> None:
+    def __init__(self, dsn: str, environment_id: str, *, size: int = 6, hung_seconds: float = HUNG_SECONDS) -> None:
         self.dsn = dsn
         self.environment_id = environment_id
+        self._hung_seconds = hung_seconds
         self._asking = asyncio.Lock()
         self._asked: tuple[Connection, Asker] | None = None
         self._question: asyncio.Task[int] | None = None
@@ -147,6 +151,7 @@ class Pool:
             timeout=5,
             reconnect_timeout=3,
             name="walvec-control",
+            configure=self._configure,
             check=AsyncConnectionPool.check_connection,
             kwargs=_SESSION,
         )
@@ -161,6 +166,10 @@ class Pool:
             if self._asked is not None:
                 await self._asked[0].close()
         await self._pool.close()
+
+    async def _configure(self, conn: Connection) -> None:
+        async with conn.transaction():
+            await patience(conn, self._hung_seconds, "SESSION")
 
     def version(self) -> asyncio.Future[int]:
         """The version now, on a session kept for it: a query must not pay for a transaction. Exact: whatever was
@@ -232,6 +241,11 @@ class Pool:
         async with self.transaction() as conn:
             await self.move(conn)
             yield conn
+
+
+async def patience(conn: Connection, seconds: float, scope: Literal["SESSION", "LOCAL"] = "LOCAL") -> None:
+    """How long the server waits for this process within a transaction; LOCAL: within the one that is open."""
+    await conn.execute(f"SET {scope} idle_in_transaction_session_timeout = {round(seconds * 1000)}".encode())
 
 
 async def move(conn: Connection) -> None:

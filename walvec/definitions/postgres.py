@@ -26,8 +26,8 @@ from walvec.definitions.model import (
     VectorTable,
 )
 from walvec.definitions.permits import ControlPermits
+from walvec.definitions.pool import HUNG_SECONDS, Pool, connect, patience, translated
 from walvec.definitions.pool import Connection as Session
-from walvec.definitions.pool import Pool, connect, translated
 from walvec.definitions.progress import ControlProgress, ControlReports
 from walvec.definitions.rebuilds import Rebuilds, Swaps
 from walvec.definitions.removals import ControlRemovals
@@ -247,6 +247,7 @@ class ControlDefinitions(Rebuilds):
 
                     async def enter() -> None:
                         with translated():
+                            await patience(conn, HUNG_SECONDS)  # from here on others wait for this one
                             await self._put(conn, table, None, streamed=table.source is None)
                             await removals.made(conn, left)
 

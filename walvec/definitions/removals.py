@@ -19,7 +19,7 @@ from typing import Any, Literal
 from walvec.contracts.errors import ControlUnavailable, NotFound
 from walvec.definitions.model import VectorTable
 from walvec.definitions.pool import Connection as Session
-from walvec.definitions.pool import Pool
+from walvec.definitions.pool import Pool, patience
 from walvec.definitions.rows import table_from, table_json
 from walvec.definitions.secrets import Secrets
 from walvec.definitions.values import as_json, instant, storable
@@ -31,6 +31,8 @@ OF_SOURCE: tuple[What, ...] = ("publication", "slot")
 """What another vector table of the connection may want again."""
 OF_MAKING: tuple[What, ...] = ("storage", "topics")
 """What is made before a vector table is entered."""
+_CLAIMED_SECONDS = 600.0
+"""A store or a source may take its time; the claim of a process that hangs for longer goes to another."""
 MADE_SECONDS = 2.0
 """From when its maker is found to be gone: one that was killed may have sent something that is not done yet."""
 
@@ -206,6 +208,7 @@ class ControlRemovals:
         if removal_id is None:
             await self._free()
         async with self._hands, self._pool.transaction() as conn:
+            await patience(conn, _CLAIMED_SECONDS)
             cursor = await conn.execute(
                 f"SELECT {_COLUMNS} FROM {_FROM} WHERE r.id = %s FOR UPDATE OF r SKIP LOCKED"
                 if removal_id is not None
