@@ -133,6 +133,7 @@ def test_what_was_lost_below_the_horizon_is_left_to_repair(tmp_path: Path, postg
     postgres.execute(SCHEMA)
     walvec.start(walvec.definitions(document(postgres.dsn)))
     try:
+        walvec.drain()  # its stream has begun: what follows is told by it, and not by the backfill
         postgres.execute("INSERT INTO items (id, title) SELECT i, 't' || i FROM generate_series(1, 20) i")
         postgres.execute("DELETE FROM items WHERE id = 20")
         walvec.drain()
