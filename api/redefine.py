@@ -1,11 +1,14 @@
 """Carries a `Redefinition` out: the definition first, under the revision that was seen, then storage and view.
 
-What the store refuses is taken back. What cannot be reached is rolled forward by the sink. Next: `sink` (swap).
+What the store refuses is taken back, unless somebody has changed it again. What cannot be reached is rolled forward by
+the sink. Whoever has made or shown something looks at the definitions again: a table that was deleted meanwhile leaves
+nothing behind, and one whose generations were swapped does not show the former one. Next: `sink` (swap).
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -13,6 +16,7 @@ from api.ports import SearchStore
 from api.redefinition import Redefinition
 from walvec.contracts.errors import Conflict, DefinitionError, NotFound, PreconditionFailed, StoreRejected, WalvecError
 from walvec.definitions.generations import BACKFILL_IN_PROGRESS
+from walvec.definitions.making import make
 from walvec.definitions.model import BACKFILLS, VectorTable
 from walvec.definitions.ports import Control
 from walvec.definitions.revisions import etag as revision
@@ -64,21 +68,24 @@ async def _another(change: Redefinition, control: Control, store: SearchStore) -
     new, _ = await control.definitions.rebuild(old.id, generation, changes=change.values, etag=seen)
     built = new.generation(generation.number)
     assert built is not None
-    try:
+
+    async def create() -> None:
         await store.ensure(new, built)
         if new.view_name != old.view_name:
-            await store.show(new, new.active)
+            await _show(new, control, store)
+
+    try:
+        await _made(new, create, control)
     except StoreRejected:
-        with suppress(Conflict, NotFound):
-            await control.definitions.abort(old.id)
+        with suppress(Conflict, NotFound, PreconditionFailed):
+            await control.definitions.abort(old.id, etag=revision(new))
         await _named_as_before(new, old, control)
         raise
 
 
 async def _replaced(old: VectorTable, new: VectorTable, control: Control, store: SearchStore) -> None:
     try:
-        await store.ensure(new, new.active)
-        await store.show(new, new.active)
+        await _stored(new, control, store)
     except StoreRejected:
         before = replace(
             old.active,
@@ -87,10 +94,11 @@ async def _replaced(old: VectorTable, new: VectorTable, control: Control, store:
             embedding_provider_id=old.embedding_provider_id,
             provider_kind=old.provider_kind,
         )
-        with suppress(Conflict, NotFound):
-            back = await control.definitions.replace_active(old.id, before, changes={"name": old.name})
-            await store.ensure(back, back.active)
-            await store.show(back, back.active)
+        with suppress(Conflict, NotFound, PreconditionFailed):
+            back = await control.definitions.replace_active(
+                old.id, before, changes={"name": old.name}, etag=revision(new)
+            )
+            await _stored(back, control, store)
         raise
     await _dropped(store, new, old.active.number)
 
@@ -98,8 +106,7 @@ async def _replaced(old: VectorTable, new: VectorTable, control: Control, store:
 async def _shown(change: Redefinition, control: Control, store: SearchStore) -> None:
     old, new = change.old, change.table
     try:
-        await store.ensure(new, new.active)
-        await store.show(new, new.active)
+        await _stored(new, control, store)
     except StoreRejected:
         with suppress(PreconditionFailed, NotFound):  # somebody has changed it again
             await control.definitions.put_vector_table(old, etag=revision(new))
@@ -108,18 +115,57 @@ async def _shown(change: Redefinition, control: Control, store: SearchStore) -> 
 
 async def _named_as_before(new: VectorTable, old: VectorTable, control: Control) -> None:
     if new.name != old.name:
-        with suppress(Conflict, NotFound):
+        with suppress(Conflict, NotFound, PreconditionFailed):
             found = (await control.definitions.snapshot()).vector_tables.get(old.id)
             if found is not None and found.name == new.name:
-                await control.definitions.put_vector_table(replace(found, name=old.name))
+                await control.definitions.put_vector_table(replace(found, name=old.name), etag=revision(found))
+
+
+async def _stored(table: VectorTable, control: Control, store: SearchStore) -> None:
+    async def create() -> None:
+        await store.ensure(table, table.active)
+        await _show(table, control, store)
+
+    await _made(table, create, control)
+
+
+async def _made(table: VectorTable, create: Callable[[], Awaitable[None]], control: Control) -> None:
+    """Raises NotFound when the table is not defined any more: then a removal of what was made is entered."""
+
+    async def take_back() -> None:
+        await control.removals.put(table, ("storage",))
+
+    await make(table, create, take_back, control=control)
+
+
+async def _show(table: VectorTable, control: Control, store: SearchStore) -> None:
+    """What is active now, under the name that it has now, whatever `table` says. While a generation is swapped in, the
+    sink points the view, and looks again."""
+    shown: tuple[int, str] | None = None
+    while True:
+        found = (await control.definitions.snapshot()).vector_tables.get(table.id)
+        if found is None or any(g.swapping for g in found.generations):
+            return
+        if shown == (found.active.number, found.view_name):
+            return
+        await store.show(found, found.active)
+        shown = found.active.number, found.view_name
 
 
 async def _recover(change: Redefinition, control: Control, store: SearchStore) -> None:
     """An open backfill began under the former definition: it gives way to one that reads all rows and sweeps."""
     old, new = change.old, change.table
-    await store.ensure(new, new.active)
-    await store.show(new, new.active)
-    await control.definitions.put_vector_table(new, etag=revision(old))
+
+    async def create() -> None:
+        await store.ensure(new, new.active)
+        await store.show(new, new.active)
+
+    await _made(new, create, control)
+    try:
+        await control.definitions.put_vector_table(new, etag=revision(old))
+    except (Conflict, PreconditionFailed):
+        await _show(old, control, store)
+        raise
     await control.states.update_source_columns(new.id, change.generation)
     open_tasks = await control.tasks.open_tasks([new.id])
     with suppress(Conflict):  # asked for meanwhile

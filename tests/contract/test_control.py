@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from walvec.contracts.errors import Conflict, NotFound
+from walvec.contracts.errors import Conflict, NotFound, PreconditionFailed
 from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import Position
+from walvec.definitions import revisions
 from walvec.definitions.memory import MemoryControl
 from walvec.definitions.model import (
     BridgeProgress,
@@ -195,6 +196,34 @@ async def test_source_columns_are_replaced_and_nothing_else(defined: Control) ->
     other = replace(GENERATION, source=(ID, wider), embedding_model="not taken", ready=False)
     await defined.states.update_source_columns(PRODUCTS.id, other)
     assert (await table(defined)).active == replace(GENERATION, source=(ID, wider), ready=True)
+
+
+async def test_a_change_does_not_bring_a_deleted_table_back(defined: Control) -> None:
+    """Its storage, topics and slot are being removed, and it would be taken for filled."""
+    await defined.states.set_backfilled(PRODUCTS.id, 1)
+    seen = await table(defined)
+    await defined.definitions.delete_vector_table(PRODUCTS.id)
+    with pytest.raises(NotFound):
+        await defined.definitions.put_vector_table(replace(seen, keep_previous=5), etag=revisions.etag(seen))
+    assert (await defined.definitions.snapshot()).vector_tables == {}
+    assert {r.what for r in await defined.removals.open()} == {"storage", "topics", "slot"}
+
+
+async def test_columns_are_recorded_only_for_the_definition_that_they_were_read_for(defined: Control) -> None:
+    """Who read the source for a former definition must not leave a column without its type: no role could go on."""
+    other = replace(GENERATION, columns=(Column("other", "embedding"),), source=(ID, replace(NAME, name="other")))
+    with pytest.raises(PreconditionFailed):
+        await defined.states.update_source_columns(PRODUCTS.id, other)
+    assert (await table(defined)).active.source == GENERATION.source
+
+
+async def test_a_definition_that_is_put_leaves_the_recorded_columns(defined: Control) -> None:
+    seen = await table(defined)
+    wider = replace(GENERATION, source=(ID, replace(NAME, type="text", type_oid=25, base_type="text")))
+    await defined.states.update_source_columns(PRODUCTS.id, wider)
+    await defined.definitions.put_vector_table(replace(seen, keep_previous=5), etag=revisions.etag(seen))
+    stored = await table(defined)
+    assert (stored.keep_previous, stored.active.source) == (5, wider.source)
 
 
 async def test_names_are_unique_and_references_hold(defined: Control) -> None:

@@ -233,8 +233,11 @@ def kept(old: VectorTable, new: VectorTable) -> tuple[Generation, ...]:
 
 
 def _loose(old: Generation, new: Generation) -> Generation:
+    same = {c.name for c in new.columns} <= {c.name for c in old.source}
     return replace(
         new,
+        key=old.key if same else new.key,
+        source=old.source if same else new.source,
         state=old.state,
         ready=old.ready and old.index == new.index,
         filled=old.filled,

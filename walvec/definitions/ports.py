@@ -93,7 +93,8 @@ class TableStates(Protocol):
         """A retired one is not kept any more, unless another one is being built."""
 
     async def update_source_columns(self, table_id: str, generation: Generation) -> None:
-        """Of the generation of that number: its `key` and `source`, as the source has them now, and nothing else."""
+        """Of the generation of that number: its `key` and `source`, as the source has them now, and nothing else. Raises
+        PreconditionFailed when it needs other columns by now."""
 
 
 class Tasks(Protocol):
@@ -284,11 +285,12 @@ class Definitions(Protocol):
         """As `put_connection`."""
 
     async def put_vector_table(self, table: VectorTable, *, etag: str | None = None) -> None:
-        """Creates it, or changes its definition. What roles write about an existing table (paused, error, blocked,
-        backfilled, dead letters in a row, what has become of each generation) stays as it is stored: only its own
-        methods change it, so that a slow writer of definitions never takes back what a role wrote meanwhile. Raises
-        Conflict when another table has the name, NotFound for its connection or provider, PreconditionFailed when the
-        definition has another `revisions.etag`."""
+        """Creates it, or changes its definition; with `etag` it changes one that is there. What roles write about an
+        existing table (paused, error, blocked, backfilled, dead letters in a row, what has become of each generation,
+        its recorded key and source columns) stays as it is stored: only its own methods change it, so that a slow
+        writer of definitions never takes back what a role wrote meanwhile. Raises Conflict when another table has the
+        name, NotFound for its connection or provider, and with `etag` for a table that was deleted, PreconditionFailed
+        when the definition has another `revisions.etag`."""
 
     def making(self, table: VectorTable) -> AbstractAsyncContextManager[Callable[[], Awaitable[None]]]:
         """Held by whoever makes a new vector table's storage and topics: their removal is durable before the first of

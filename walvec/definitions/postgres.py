@@ -265,6 +265,8 @@ class ControlDefinitions(Rebuilds):
         old = await find(conn, table.id)
         if old is not None:
             revisions.check(old, etag)
+        elif etag is not None:
+            raise revisions.gone(table)
         environment_id = old.environment_id if old else table.environment_id or self._pool.environment_id
         schema = old.view_schema if old else table.view_schema
         new = transitions.put(old, replace(table, environment_id=environment_id, view_schema=schema), now())

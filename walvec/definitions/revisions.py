@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import asdict
 
-from walvec.contracts.errors import PreconditionFailed
+from walvec.contracts.errors import NotFound, PreconditionFailed
 from walvec.definitions.model import VectorTable
 
 
@@ -45,3 +45,8 @@ def check(table: VectorTable, wanted: str | None) -> None:
         raise PreconditionFailed(
             f"vector table {table.name!r} was changed meanwhile.", "Read it again and make the change anew."
         )
+
+
+def gone(table: VectorTable) -> NotFound:
+    """Of a revision that was seen of a table that is deleted: it is not entered again, what belonged to it goes."""
+    return NotFound(f"vector table {table.name!r} was deleted meanwhile.")

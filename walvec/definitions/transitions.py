@@ -66,7 +66,13 @@ def blocked(table: VectorTable, reason: str | None) -> VectorTable:
 
 
 def source_columns(table: VectorTable, found: Generation) -> VectorTable:
-    """The generation's recorded key and source columns, and nothing else of it."""
+    """The generation's recorded key and source columns, and nothing else of it. Raises PreconditionFailed when its
+    definition needs others meanwhile: without one of them no role could read it."""
+    now = table.generation(found.number)
+    if now is not None and not {c.name for c in now.columns} <= {c.name for c in found.source}:
+        raise PreconditionFailed(
+            f"vector table {table.name!r} was changed meanwhile.", "Read it again, then try again."
+        )
     return replace(
         table,
         generations=tuple(

@@ -94,6 +94,8 @@ class MemoryDefinitions(Rebuilds):
             raise NotFound(f"there is no embedding provider {table.embedding_provider_id!r}.")
         if old is not None:
             revisions.check(old, etag)
+        elif etag is not None:
+            raise revisions.gone(table)
         new = transitions.put(old, table, now())
         if old is None and new.source is None:
             self._removals.take_back(new.connection_id)
