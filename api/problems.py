@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -157,17 +157,41 @@ def _methods(request: Request) -> list[str]:
 def explain(error: RequestValidationError) -> tuple[str, str]:
     """Message and resolution of a body or parameter that does not fit; values are not echoed."""
     parts = []
-    for e in error.errors()[:5]:
+    found = error.errors()
+    for e in [e for e in found if not _follows(e, found)][:5]:
         where = e["loc"][1:] if e["loc"][:1] in (("body",), ("query",), ("path",)) else e["loc"]
         place = ".".join(str(p) for p in where) or "the body"
         parts.append(f"{place}: {_said(e)}")
     return "; ".join(parts) + ".", "Correct the fields that are named."
 
 
+def _follows(error: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a list is only too short because of its items that do not fit."""
+    place = error["loc"]
+    return error["type"] == "too_short" and any(
+        len(e["loc"]) > len(place) and e["loc"][: len(place)] == place for e in found
+    )
+
+
+_LENGTHS = {"too_long": ("most", "max_length"), "too_short": ("least", "min_length")}
+_TYPES = {
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+
+
 def _said(error: Mapping[str, Any]) -> str:
-    """A text's length is not told as pydantic tells it where a check stands before it: as a number of items."""
-    if isinstance(error["input"], str) and error["type"] in ("too_long", "too_short"):
-        bound, limit = ("most", "max_length") if error["type"] == "too_long" else ("least", "min_length")
+    """In JSON's words, where pydantic's are Python's; a text has characters, also where a check stands before its
+    length."""
+    kind = error["type"]
+    if kind in _LENGTHS:
+        bound, limit = _LENGTHS[kind]
         number = error["ctx"][limit]
-        return f"must have at {bound} {number} character{'' if number == 1 else 's'}"
+        of = "character" if isinstance(error["input"], str) else "item"
+        return f"must have at {bound} {number} {of}{'' if number == 1 else 's'}"
+    if kind in _TYPES:
+        return f"must be {_TYPES[kind]}"
     return str(error["msg"]).removeprefix("Value error, ")

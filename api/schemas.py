@@ -14,6 +14,9 @@ from pydantic import (
     Field,
     SecretStr,
     StrictBool,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
@@ -59,7 +62,16 @@ NUMBER = BeforeValidator(_number)
 Int = Annotated[int, NUMBER]
 Float = Annotated[float, Field(allow_inf_nan=False), NUMBER]
 Bool = StrictBool
-LSN = r"^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$"
+
+
+def _lsn(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return handler(value)
+    except ValidationError as e:
+        raise ValueError("must be an LSN as pg_current_wal_lsn() tells it, for example 0/16B3748") from e
+
+
+Lsn = Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$"), WrapValidator(_lsn)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False), NUMBER]
 
 
@@ -273,14 +285,25 @@ Columns = Annotated[
         "contains": {"type": "object", "properties": {"role": {"const": "embedding"}}, "required": ["role"]}
     }),
 ]  # fmt: skip
-KeyColumns = (
+
+
+def _key_columns(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """One failure, where pydantic tells one of each kind that the value is not."""
+    try:
+        return handler(value)
+    except ValidationError as e:
+        raise ValueError("must be the name of a column, or a list of 1 to 32 different ones") from e
+
+
+KeyColumns = Annotated[
     Word
     | Annotated[
         list[Word],
         Field(min_length=1, max_length=32, json_schema_extra={"uniqueItems": True}),
         AfterValidator(_unique),
-    ]
-)
+    ],
+    WrapValidator(_key_columns),
+]
 Model = Annotated[Text, Field(min_length=1, max_length=200)]
 Dimensions = Annotated[int, Field(ge=1, le=16_000), NUMBER]
 Kept = Annotated[int, Field(ge=0, le=2_592_000), NUMBER]
@@ -456,7 +479,7 @@ class DrainRequest(Body):
 
 
 class DrainTable(Body):
-    lsn: Annotated[str, Field(pattern=LSN)] | None = Field(None, examples=["0/16B3748"])
+    lsn: Lsn | None = Field(None, examples=["0/16B3748"])
     """What is to be searchable: pg_current_wal_lsn() of the source after a commit. Default: all committed before."""
     timeout: Seconds = 30
     """Seconds to wait at most."""

@@ -12,14 +12,13 @@ from api.drain import Drained, drain
 from api.operations import while_connected
 from api.problems import Problem, invalid
 from api.responses import Json
-from api.schemas import LSN, DrainTable
+from api.schemas import DrainTable, Lsn
 from api.services import Services, Use, find_table
 from walvec.contracts.position import format_lsn, parse_lsn
 from walvec.definitions.model import Snapshot, VectorTable
 
 WaitForLsn = Annotated[
-    str | None,
-    Query(pattern=LSN, description="Answer once everything up to this LSN of the source is searchable."),
+    Lsn | None, Query(description="Answer once everything up to this LSN of the source is searchable.")
 ]
 WaitSeconds = Annotated[float, Query(ge=0, le=86_400, allow_inf_nan=False, description="Seconds to wait at most.")]
 router = APIRouter(prefix="/v1/vector-tables/{table_id}", tags=["sync"])

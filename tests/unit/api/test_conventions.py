@@ -277,6 +277,31 @@ async def test_a_text_has_characters_and_no_items(world: World) -> None:
         assert told == f"name: must have {said}"
 
 
+_KEY = "primary_key_column: must be the name of a column, or a list of 1 to 32 different ones."
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"primary_key_column": ""}, _KEY),
+        ({"primary_key_column": 5}, _KEY),
+        ({"primary_key_column": ["a", "a"]}, _KEY),
+        ({"columns": "body"}, "columns: must be a list."),
+        ({"columns": []}, "columns: must have at least 1 item."),
+        ({"columns": ["body"]}, "columns.0: must be an object."),
+        ({"columns": [{"name": "body", "role": "x"}]}, "columns.0.role: Input should be 'embedding' or 'metadata'."),
+        ({"index": 5}, "index: must be an object."),
+    ],
+)
+async def test_what_does_not_fit_is_told_once_and_in_json_s_words(
+    world: World, part: dict[str, Any], said: str
+) -> None:
+    column = {"name": "body", "role": "embedding"}
+    body = {"name": "n", "connection_id": "c", "embedding_provider_id": "e", "source_table": "t", "columns": [column]}
+    told = await world.ask("POST", "/v1/vector-tables", {**body, **part}, 422)
+    assert told["error"]["message"] == said
+
+
 async def test_a_body_of_another_type_is_refused(world: World) -> None:
     good = orjson.dumps(PROVIDER)
     for kind in (None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
