@@ -93,8 +93,8 @@ class TableStates(Protocol):
         """A retired one is not kept any more, unless another one is being built."""
 
     async def update_source_columns(self, table_id: str, generation: Generation) -> None:
-        """Of the generation of that number: its `key` and `source`, as the source has them now, and nothing else. Raises
-        PreconditionFailed when it needs other columns by now."""
+        """Of the generation of that number: its `key` and `source`, as the source has them now, and nothing else.
+        Raises PreconditionFailed when it needs other columns by now."""
 
 
 class Tasks(Protocol):
