@@ -69,10 +69,11 @@ async def change(services: Services, ref: str, body: ChangedVectorTable, if_matc
 
 
 async def _allowed(services: Services, table: VectorTable, made: Redefinition) -> SyncStatus:
+    if made.kind == "recover":
+        return "backfilling"  # also while one is swapped in: nobody goes on with that before the error is mended
     tasks = await services.control.tasks.recent(table.id, 100)
     event: Event = {"generation": "change", "back": "abort"}.get(made.kind, "adjust")  # type: ignore[assignment]
-    found = permit(table, tasks, event)
-    return "backfilling" if made.kind == "recover" else found
+    return permit(table, tasks, event)
 
 
 async def _made(services: Services, table: VectorTable, body: ChangedVectorTable, snapshot: Snapshot) -> Redefinition:

@@ -167,6 +167,8 @@ async def _recover(change: Redefinition, control: Control, store: SearchStore) -
         await _show(old, control, store)
         raise
     await control.states.update_source_columns(new.id, change.generation)
+    now = (await control.definitions.snapshot()).vector_tables.get(new.id, new)
+    building = {g.number for g in now.live_generations} - {new.active.number}  # read by tasks of their own
     open_tasks = await control.tasks.open_tasks([new.id])
     with suppress(Conflict):  # asked for meanwhile
         await control.tasks.create(
@@ -174,7 +176,7 @@ async def _recover(change: Redefinition, control: Control, store: SearchStore) -
             new.id,
             new.active.number,
             {"sweep": True},
-            instead_of=[t.id for t in open_tasks if t.task_type in BACKFILLS],
+            instead_of=[t.id for t in open_tasks if t.task_type in BACKFILLS and t.generation not in building],
             reason="the definition was applied anew",
         )
     await control.states.clear_error(new.id)

@@ -11,6 +11,7 @@ from api.preconditions import strong_tags
 from tests.unit.api.worlds import COLUMNS, World
 from walvec.contracts.errors import StoreRejected
 from walvec.definitions.model import TaskStatus
+from walvec.definitions.rebackfill import read_again
 from walvec.runtime.settings import settings_from
 
 OTHER = [*COLUMNS[:2], {"name": "stock", "role": "metadata", "filter_type": "integer"}]
@@ -235,6 +236,29 @@ async def test_a_change_that_mends_an_error_leaves_the_source_tables_spelling(wo
     await world.services.control.states.set_error(table.id, "table_changed", "a column is gone", "name another")
     columns = COLUMNS[:3]
     assert (await world.ask("PUT", world.path, {"columns": columns}))["source_table"] == "public.products"
+
+
+@pytest.mark.parametrize("swapping", [False, True], ids=["built", "swapped in"])
+async def test_a_change_that_mends_an_error_leaves_what_else_is_read(world: World, swapping: bool) -> None:
+    """What is built lacks the changes of the time of the error, as the active one does. While it is swapped in no sink
+    goes on with it before the error is gone, so this is the only way out."""
+    table = await world.ready()
+    await world.ask("PUT", world.path, {"columns": COLUMNS[:3]})
+    await world.built()
+    states = world.services.control.states
+    if swapping:
+        assert await states.begin_swap(table.id, 2, fills=1)
+    await states.set_error(table.id, "table_changed", "a column is gone", "name another")
+    await read_again(world.control, [table], "the table was stopped")
+    await world.ask("PUT", world.path, {"columns": COLUMNS})
+    assert world.table.error is None
+    assert [(g.number, g.state, g.swapping) for g in world.table.generations] == [
+        (1, "active", False), (2, "building", swapping),
+    ]  # fmt: skip
+    found = await world.control.tasks.open_tasks([table.id])
+    assert sorted((t.task_type, t.generation, t.params["sweep"]) for t in found) == [
+        ("rebackfill", 1, True), ("rebackfill", 2, True),
+    ]  # fmt: skip
 
 
 async def test_a_backfill_that_was_cancelled_leaves_no_error(world: World) -> None:
