@@ -13,7 +13,7 @@ from api.services import Services
 from walvec.contracts.errors import WalvecError
 from walvec.contracts.position import format_lsn
 from walvec.contracts.sources import RowCount
-from walvec.definitions.model import BACKFILLS, OPEN, Snapshot, SyncStatus, Task, VectorTable
+from walvec.definitions.model import BACKFILLS, OPEN, Connection, Snapshot, SyncStatus, Task, VectorTable
 from walvec.transport.records import bridge_group, changes_topic, embedder_group, sink_group, vectors_topic
 
 _PATIENCE = 3.0  # seconds that a status waits for a source or store that may be down
@@ -97,7 +97,7 @@ async def table_status(services: Services, table: VectorTable, snapshot: Snapsho
         "lag_seconds": max(lag.seconds for lag in lags) if whole else None,
         "stages": {name: _lag_json(lag) for name, lag in stages.items()},
         "backfill": backfill,
-        "last_error": last_error(table, tasks),
+        "last_error": last_error(table, tasks) or _source_error(connection),
         "last_error_at": last_error_at(table, tasks),
         "error": dict(table.error) if table.error else None,
         "blocked": table.blocked,
@@ -159,6 +159,11 @@ def last_error(table: VectorTable, tasks: Sequence[Task]) -> str | None:
     newest = next((t for t in tasks if t.task_type in BACKFILLS), None)
     # what was cancelled was ended on purpose: no error is left of it
     return newest.last_error if newest is not None and newest.status not in ("completed", "cancelled") else None
+
+
+def _source_error(connection: Connection | None) -> str | None:
+    """Nothing new comes from there, though all that was read is applied."""
+    return connection.status_message or None if connection is not None and connection.status == "error" else None
 
 
 def last_error_at(table: VectorTable, tasks: Sequence[Task]) -> str | None:

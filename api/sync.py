@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from api import shapes
+from api.freshness import Fresh
 from api.letters import replay_letters
 from api.lifecycle import IN_PROGRESS
 from api.permits import permit, refusal
@@ -89,26 +90,38 @@ async def status(
         snapshot = await services.snapshot()
         table = find_table(snapshot, table.id)
     found = (await all_statuses(services, [table], snapshot))[0]
-    fresh = await request.app.state.freshness.of(services, table, wait=False)
+    fresh = await request.app.state.freshness.of(services, table, wait=table.backfilled)
     reached = parse_lsn(waited["wait_for_lsn"]) if waited["lsn_reached"] else None
     lsn = max((n for n in (fresh.lsn, reached) if n is not None), default=None)
     as_of = format_lsn(lsn) if lsn is not None else None
-    return Json({**sync_status(table, found), "as_of_lsn": as_of, **waited})
+    return Json({**sync_status(found, staleness(table, found, fresh)), "as_of_lsn": as_of, **waited})
 
 
-def sync_status(table: VectorTable, found: Mapping[str, Any]) -> dict[str, Any]:
+def staleness(table: VectorTable, found: Mapping[str, Any], fresh: Fresh) -> float | None:
+    """Seconds, as queries tell them. Before that is known, and behind a topic of Debezium, for which it never is: how
+    far what is applied is behind what is read, as long as somebody reads."""
+    if not table.backfilled:
+        return None
+    if fresh.seconds is not None:
+        return fresh.seconds
+    source, behind = found["source"], found["lag_seconds"]
+    if behind is None or not source["reading"] or source.get("state") not in ("streaming", "reading"):
+        return None
+    return float(max(behind, source["report_age_seconds"]))
+
+
+def sync_status(found: Mapping[str, Any], stale: float | None) -> dict[str, Any]:
     """`found`: as `status` says it."""
-    behind = found["lag_seconds"]
-    synced_at = _ago(behind) if table.backfilled and behind is not None else None
+    synced_at = _ago(stale) if stale is not None else None
     return {
-        "vector_table_id": table.id,
+        "vector_table_id": found["id"],
         "sync_status": found["state"],
         "synced_rows": found["synced_rows"] or 0,
         "total_rows": found["total_rows"] or 0,
         "last_synced_at": synced_at,
         "last_sync_at": synced_at,
         "rows_pending": found["lag_changes"],
-        "staleness_secs": behind,
+        "staleness_secs": round(stale, 3) if stale is not None else None,
         **_behind(found),
         "last_error": found["last_error"],
         "last_error_at": found["last_error_at"],

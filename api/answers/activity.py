@@ -90,13 +90,13 @@ class SyncState(Answer):
     total_rows: int
     """Rows of the source table that have a text to embed; where counting takes too long, estimated."""
     last_synced_at: Time | None
-    """The source's state at this moment is searchable."""
+    """The source's state at this moment is searchable; null where that is not known."""
     last_sync_at: Time | None
     """The same."""
     rows_pending: int | None
     """Changes that are not applied yet; null: the log cannot be asked."""
     staleness_secs: float | None
-    """How long ago `last_synced_at` is."""
+    """How long ago `last_synced_at` is; grows while the source cannot be read."""
     as_of_lsn: str | None
     """Everything committed at the source up to here is searchable; null where that is not known yet."""
     wait_for_lsn: str | None
@@ -112,9 +112,9 @@ class SyncState(Answer):
     oldest_unprocessed_at: Time | None
     """When that one was read, UTC."""
     last_error: str | None
-    """What went wrong last, with what mends it."""
+    """What went wrong last, with what mends it; else why the source cannot be read."""
     last_error_at: Time | None
-    """When that came up, UTC; of a backfill that goes on, when it last got anywhere."""
+    """When that came up, UTC; of a backfill that goes on, when it last got anywhere. Of a source: null."""
     dead_letters: int
     """Changes that could not be processed."""
     backfill: BackfillProgress | None
@@ -167,9 +167,9 @@ class TableStatus(Answer):
     backfill: BackfillProgress | None
     """The one that is open."""
     last_error: str | None
-    """What went wrong last, with what mends it."""
+    """What went wrong last, with what mends it; else why the source cannot be read."""
     last_error_at: Time | None
-    """When that came up, UTC; of a backfill that goes on, when it last got anywhere."""
+    """When that came up, UTC; of a backfill that goes on, when it last got anywhere. Of a source: null."""
     error: dict[str, str] | None
     """What a person must mend: `kind`, `message`, `cure`."""
     blocked: str | None

@@ -27,6 +27,16 @@ async def test_of_a_table(world: World) -> None:
     assert await told(world) == (None, False)
 
 
+async def test_of_a_source_that_refuses(world: World) -> None:
+    """Nothing is wrong with the table, and nothing new comes to it."""
+    table = await world.ready()
+    definitions = world.control.definitions
+    await definitions.set_connection_status(table.connection_id, "error", "the source refused the connection.")
+    assert await told(world) == ("the source refused the connection.", False)
+    await definitions.set_connection_status(table.connection_id, "connected", "")
+    assert await told(world) == (None, False)
+
+
 async def test_of_what_is_being_built(world: World) -> None:
     table = await world.ready()
     await world.ask("PUT", world.path, {"columns": COLUMNS[:3]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,32 @@ async def test_an_lsn_that_was_waited_for_is_in_what_the_status_promises(world: 
     await world.read(20_000)
     found = await world.ask("GET", f"{world.path}/sync/status?wait_for_lsn={format_lsn(20_000)}")
     assert (found["lsn_reached"], found["as_of_lsn"]) == (True, format_lsn(20_000))
+
+
+async def test_while_nobody_reads_the_source_the_status_tells_of_the_moment_before(world: World) -> None:
+    """All that was read is applied; what was committed since is not searchable."""
+    table = await world.ready()
+
+    async def status() -> dict[str, Any]:
+        found: dict[str, Any] = await world.ask("GET", f"{world.path}/sync/status")
+        return found
+
+    async def known() -> bool:
+        return (await status())["staleness_secs"] is not None
+
+    await eventually(known)
+    await world.stop_reading()
+    world.source.marker = 20_000
+    unread = datetime.now(UTC)
+
+    async def old() -> bool:
+        return bool((await status())["staleness_secs"] > 1)
+
+    await eventually(old)
+    found = await status()
+    assert (found["lag_changes"], found["as_of_lsn"]) == (0, format_lsn(10_000))
+    assert datetime.fromisoformat(found["last_synced_at"]) <= unread
+    assert (await world.control.progress.get(table.connection_id)).lsn == 10_000
 
 
 async def test_what_is_promised_holds_of_the_generation_that_was_searched(

@@ -322,11 +322,14 @@ class World:
             if now.lsn < self.source.marker:
                 await self.control.progress.put(connection, replace(now, lsn=self.source.marker))
 
-    async def close(self) -> None:
+    async def stop_reading(self) -> None:
         reader = getattr(self, "_reader", None)
         if reader is not None:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
+
+    async def close(self) -> None:
+        await self.stop_reading()
         await self.http.aclose()
 
 
