@@ -105,9 +105,10 @@ def staleness(table: VectorTable, found: Mapping[str, Any], fresh: Fresh) -> flo
     if fresh.seconds is not None:
         return fresh.seconds
     source, behind = found["source"], found["lag_seconds"]
-    if behind is None or not source["reading"] or source.get("state") not in ("streaming", "reading"):
-        return None
-    return float(max(behind, source["report_age_seconds"]))
+    age = source["report_age_seconds"]
+    # without a report: the connection is new, its reader is about to give one
+    reads = age is None or source["reading"] and source.get("state") in ("streaming", "reading")
+    return float(max(behind, age or 0.0)) if reads and behind is not None else None
 
 
 def sync_status(found: Mapping[str, Any], stale: float | None) -> dict[str, Any]:

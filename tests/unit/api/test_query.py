@@ -131,6 +131,8 @@ async def test_while_nobody_reads_the_source_the_status_tells_of_the_moment_befo
         found: dict[str, Any] = await world.ask("GET", f"{world.path}/sync/status")
         return found
 
+    await world.control.reports.put("cdc", table.connection_id, {"state": "refused"})
+
     async def known() -> bool:
         return (await status())["staleness_secs"] is not None
 
