@@ -20,6 +20,7 @@ from walvec.contracts.errors import (
     LogUnavailable,
     NotFound,
     SlotInUse,
+    SourceRejected,
     SourceUnavailable,
     StoreUnavailable,
     WalvecError,
@@ -154,7 +155,7 @@ class Waiting:
                 for table_id in table_ids:
                     group.create_task(self._table(table_id, read))
         except* WalvecError as failures:
-            self._end(table_ids, str(failures.exceptions[0]))
+            self._fail(table_ids, failures.exceptions[0])
 
     async def bridged(self, table: VectorTable) -> None:
         """A table behind an existing Debezium: what its topic holds now, and, where the connector's slot is named, all
@@ -164,7 +165,7 @@ class Waiting:
                 read = group.create_task(self._bridge(table))
                 group.create_task(self._table(table.id, read))
         except* WalvecError as failures:
-            self._end([table.id], str(failures.exceptions[0]))
+            self._fail([table.id], failures.exceptions[0])
 
     async def _bridge(self, table: VectorTable) -> None:
         source = table.source
@@ -210,6 +211,7 @@ class Waiting:
             while not read.done():
                 await self._check(table_id)
                 await asyncio.wait((read,), timeout=_LOOK_SECONDS)
+            await read  # what it failed with: without a mark, what is applied now says nothing
             await self.applied(table_id)
         except Ended as e:
             self._end([table_id], e.message, e.code)
@@ -226,6 +228,10 @@ class Waiting:
             # a reader that hears of lost records opens the rebackfill before it goes on past them
             if await self._topics(table_id) == topics and not await self._read_again(table_id):
                 return  # else one was deleted meanwhile: what was in it is read again
+
+    def _fail(self, table_ids: Sequence[str], error: BaseException) -> None:
+        code = "connection_not_ready" if isinstance(error, SourceRejected) else "conflict"
+        self._end(table_ids, str(error), error.code if isinstance(error, Ended) else code)
 
     def _end(self, table_ids: Sequence[str], reason: str, code: str = "conflict") -> None:
         """One table that will not get on by itself ends the whole call."""

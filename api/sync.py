@@ -107,7 +107,7 @@ def staleness(table: VectorTable, found: Mapping[str, Any], fresh: Fresh) -> flo
     source, behind = found["source"], found["lag_seconds"]
     age = source["report_age_seconds"]
     # without a report: the connection is new, its reader is about to give one
-    reads = age is None or source["reading"] and source.get("state") in ("streaming", "reading")
+    reads = age is None or (source["reading"] and source.get("state") in ("streaming", "reading"))
     return float(max(behind, age or 0.0)) if reads and behind is not None else None
 
 

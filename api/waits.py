@@ -14,6 +14,7 @@ from api.problems import Problem, invalid
 from api.responses import Json
 from api.schemas import DrainTable, Lsn
 from api.services import Services, Use, find_table
+from walvec.contracts.errors import SourceRejected, SourceUnavailable
 from walvec.contracts.position import format_lsn, parse_lsn
 from walvec.definitions.model import Snapshot, VectorTable
 
@@ -25,6 +26,7 @@ router = APIRouter(prefix="/v1/vector-tables/{table_id}", tags=["sync"])
 _STATUSES = {
     "vector_table_not_found": 404,
     "vector_table_not_ready": 422,
+    "connection_not_ready": 422,
     "sync_paused": 409,
     "sync_error": 409,
 }
@@ -57,30 +59,35 @@ async def reaches(
     services: Services, request: Request, snapshot: Snapshot, table: VectorTable, lsn: str, timeout: float
 ) -> dict[str, Any]:
     """What `sync/status` says of an LSN that it was to wait for."""
-    wanted = await checked_lsn(services, snapshot, table, lsn)
-    assert wanted is not None
+    asked = format_lsn(parse_lsn(lsn))
+    try:
+        await checked_lsn(services, snapshot, table, lsn, "wait_for_lsn")
+    except (SourceUnavailable, SourceRejected) as e:
+        return {"wait_for_lsn": asked, "lsn_reached": False, "wait_reason": str(e)}
     result = await while_connected(services, request, drain(services, [table], timeout, rebuilds=False))
     return {
-        "wait_for_lsn": format_lsn(wanted),
+        "wait_for_lsn": asked,
         "lsn_reached": result.drained,
         "wait_reason": result.reasons.get(table.name),
     }
 
 
-async def checked_lsn(services: Services, snapshot: Snapshot, table: VectorTable, text: str | None) -> int | None:
+async def checked_lsn(
+    services: Services, snapshot: Snapshot, table: VectorTable, text: str | None, field: str = "lsn"
+) -> int | None:
     """Raises Problem for an LSN that the server has not written yet: nothing would ever wait for it to an end."""
     if text is None:
         return None
     if table.source is not None and table.source.slot is None:
         raise invalid(
-            f"lsn: the changes of {table.name!r} come from a topic that does not tell of LSNs.",
+            f"{field}: the changes of {table.name!r} come from a topic that does not tell of LSNs.",
             "Leave it out, or name the connector's slot in the table's `source`.",
         )
     lsn = parse_lsn(text)
     now = await services.source.written(snapshot.connections[table.connection_id])
     if lsn > now:
         raise invalid(
-            f"lsn: {format_lsn(lsn)} is above {format_lsn(now)}, which the source has written so far.",
+            f"{field}: {format_lsn(lsn)} is above {format_lsn(now)}, which the source has written so far.",
             "Take it from the source itself, after the commit: SELECT pg_current_wal_lsn().",
         )
     return lsn

@@ -25,6 +25,40 @@ async def test_waits_for_source_backfill_embedder_and_sink(world: World) -> None
     assert (await waiting)["drained"] is True
 
 
+async def test_a_source_that_refuses_ends_a_wait_with_the_code_that_says_so(world: World) -> None:
+    await world.ready()
+    world.source.refused = "the password is wrong."
+    error = (await world.ask("POST", f"{world.path}/sync/drain", {"timeout": 20}, 422))["error"]
+    assert (error["code"], "the password is wrong." in error["message"]) == ("connection_not_ready", True)
+    found = await world.ask("GET", f"{world.path}/sync/status?wait_for_lsn=0/64&timeout=20")
+    assert (found["wait_for_lsn"], found["lsn_reached"]) == ("0/64", False)
+    assert found["wait_reason"].startswith("the password is wrong.")
+
+
+async def test_a_source_that_is_away_is_told_to_who_asks_for_a_status(world: World) -> None:
+    await world.ready()
+    world.source.down = True
+    found = await world.ask("GET", f"{world.path}/sync/status?wait_for_lsn=0/64&timeout=20")
+    assert (found["lsn_reached"], found["wait_reason"]) == (False, "the source does not answer. Start it.")
+
+
+async def test_an_lsn_that_is_not_written_is_refused_by_its_own_name(world: World) -> None:
+    await world.ready()
+    for method, path, body, name in (
+        ("GET", "status?wait_for_lsn=F/0", None, "wait_for_lsn"),
+        ("POST", "drain", {"lsn": "F/0"}, "lsn"),
+    ):
+        error = (await world.ask(method, f"{world.path}/sync/{path}", body, 422))["error"]
+        assert error["message"].startswith(f"{name}: F/0 is above 0/")
+
+
+async def test_an_lsn_is_asked_for_by_an_example(world: World) -> None:
+    await world.ready()
+    for path in ("status?wait_for_lsn=last", "status?wait_for_lsn="):
+        error = (await world.ask("GET", f"{world.path}/sync/{path}", status=422))["error"]
+        assert error["message"].endswith("for example 0/16B3748.")
+
+
 async def test_what_the_sink_sends_back_is_waited_for(world: World) -> None:
     await world.ready()
     await world.append("vectors", key(1))

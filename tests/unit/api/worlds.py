@@ -17,7 +17,7 @@ from api.app import create_app
 from api.services import Services
 from embedder.providers import registry
 from tests.plugins.openapi import Contract
-from walvec.contracts.errors import DefinitionError, SourceUnavailable
+from walvec.contracts.errors import DefinitionError, SourceRejected, SourceUnavailable
 from walvec.contracts.keys import partition_of
 from walvec.contracts.position import Position
 from walvec.contracts.sources import Check, RowCount, SourceIdentity, SourceTable, TableColumn
@@ -71,6 +71,7 @@ class FakeSource:
         self.marker = 100
         self.estimate = 0
         self.down = False
+        self.refused = ""
         self.released: list[str] = []
         self.hidden: list[list[str]] = []
         self.checks = [Check("wal_level", True, "logical")]
@@ -79,6 +80,8 @@ class FakeSource:
     def _up(self) -> None:
         if self.down:
             raise SourceUnavailable("the source does not answer.", "Start it.")
+        if self.refused:
+            raise SourceRejected(self.refused, "Mend the connection.")
 
     async def test(self, connection: Any) -> float:
         self._up()
