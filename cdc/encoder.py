@@ -98,6 +98,8 @@ class TablePlan:
     table_id: str
     name: str
     generations: tuple[int, ...]
+    newest: int
+    """The highest number that was given: who does not know it must not take a record for done."""
     schema: str
     source_table: str
     key: tuple[tuple[str, Codec], ...]
@@ -116,6 +118,7 @@ class TablePlan:
             table.id,
             table.name,
             tuple(g.number for g in live),
+            table.next_generation - 1,
             table.source_schema,
             table.source_table,
             newest.key_codecs,
@@ -189,8 +192,7 @@ class RowEncoder:
         names = {"db": database, "schema": plan.schema, "table": plan.source_table, "snapshot": "false"}
         self._source = _dumps(names)[:-1]
         # the first generation is known to whoever knows the table
-        newest = max(plan.generations, default=0)
-        self._newest = b'"newest":%d,' % newest if newest > 1 else b""
+        self._newest = b'"newest":%d,' % plan.newest if plan.newest > 1 else b""
         self._tail = b""
         self._trace = b""
         places = [i for _, i in (*self._texts, *self._numbers)] + [i for _, i, _ in self._coded]

@@ -115,13 +115,21 @@ def _gives_back(codec: Codec, raw: bytes) -> bool:
 
 
 def record_encoder(
-    shape: RowShape, *, position: Position, generation: int, force: bool, read_ms: int, source: dict[str, Any]
+    shape: RowShape,
+    *,
+    position: Position,
+    generation: int,
+    newest: int,
+    force: bool,
+    read_ms: int,
+    source: dict[str, Any],
 ) -> Callable[[Line], bytes]:
     """`r` records of one chunk, the bytes that `wire.encode_change` makes of the same Change."""
     time = b"%d" % read_ms
     tail = b',"source":' + orjson.dumps(source) + b',"ts_ms":' + time
     block = b',"walvec":{"v":%d,"position":[%d,%d,%d],"generation":%d' % (VERSION, *position, generation)
-    end = b',"force":true}}' if force else b"}}"
+    end = b',"force":true' if force else b""
+    end += b',"newest":%d}}' % newest if newest > generation else b"}}"
     plain, after_of = tail + block + end, shape.after
     head = b'{"op":"r","before":null,"after":'
 

@@ -109,6 +109,8 @@ class ChunkWriter:
     def __init__(self, table: VectorTable, generation: Generation, shape: RowShape, force: bool) -> None:
         self._table = table
         self._generation = generation.number
+        newest = table.next_generation - 1
+        self._newest = newest if newest > generation.number else 0
         self._shape = shape
         self._force = force
 
@@ -118,7 +120,13 @@ class ChunkWriter:
         now = int(time() * 1000)
         source = _source(self._table, position, now)
         encode = record_encoder(
-            shape, position=position, generation=self._generation, force=self._force, read_ms=now, source=source
+            shape,
+            position=position,
+            generation=self._generation,
+            newest=self._newest,
+            force=self._force,
+            read_ms=now,
+            source=source,
         )
         key_of = shape.key
         headers = headers_of(position)

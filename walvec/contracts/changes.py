@@ -24,8 +24,8 @@ class Change:
     value is not known, which is not NULL). `before`: embedding columns of the old image where it is known, else None.
     `exact`: Postgres texts of those columns whose JSON form cannot give them back.
     `text`: the composed text of a claim that was sent back; then `after` has no embedding-only columns.
-    `newest`: the newest generation that was defined when a record of all generations was written, 0 = not told: who
-    does not know it yet must not take the record for done (rule known-generation).
+    `newest`: the newest generation that was defined when the record was written, 0 = not told: who does not know it
+    yet must not take the record for done (rule known-generation).
     `xid`: 32-bit id of the transaction, 0 when read. `commit_ms`: commit time, milliseconds since 1970.
     """
 

@@ -25,10 +25,16 @@ def put(old: VectorTable | None, new: VectorTable, now: str) -> VectorTable:
             f"vector table {old.name!r} was changed meanwhile.", "Read it again and make the change anew."
         )
     stale = not other and new.active.number != old.active.number  # made from what was true before a swap
+    # rule known-generation: who knows the former text alone would write it under the same number, so one is passed by
+    retold = not other and not stale and new.active.text_spec != old.active.text_spec
     kept = replace(
         generations.renamed(old, new),
         generations=generations.kept(old, new),
-        last_generation=max(old.next_generation, new.next_generation) - 1 if other else old.last_generation,
+        last_generation=max(old.next_generation, new.next_generation) - 1
+        if other
+        else old.next_generation
+        if retold
+        else old.last_generation,
         embedding_provider_id=old.embedding_provider_id if stale else new.embedding_provider_id,
         provider_kind=old.provider_kind if stale else new.provider_kind,
         paused=old.paused,

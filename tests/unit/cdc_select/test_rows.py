@@ -4,12 +4,13 @@ import orjson
 import pytest
 
 from cdc.rows import RowShape, record_encoder
+from cdc.work import ChunkWriter
 from walvec.contracts.changes import Change
 from walvec.contracts.errors import DecodeError
 from walvec.contracts.position import Position
 from walvec.contracts.values import encode_key
 from walvec.contracts.wire import decode_change, encode_change
-from walvec.definitions.model import Column, Generation, SourceColumn
+from walvec.definitions.model import Column, Generation, SourceColumn, VectorTable
 
 
 def column(name: str, codec: str) -> SourceColumn:
@@ -52,17 +53,23 @@ def test_null_in_a_key_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("newest", [0, 3])
 @pytest.mark.parametrize(
     "values", [{}, {"price": b"1e+16"}, {"price": b"1.50"}, {"title": None, "doc": None}, {"doc": b'{"b": 1,  "a":2}'}]
 )
-def test_record_is_what_the_wire_encoder_makes(values: dict[str, bytes | None], force: bool) -> None:
+def test_record_is_what_the_wire_encoder_makes(values: dict[str, bytes | None], newest: int, force: bool) -> None:
     shape = RowShape(G)
     line = shape_line(**values)
     position = Position(1, 2, 0)
     source = {"schema": "public", "lsn": 2, "ts_ms": 99, "snapshot": "true"}
-    encode = record_encoder(shape, position=position, generation=1, force=force, read_ms=99, source=source)
+    encode = record_encoder(
+        shape, position=position, generation=1, newest=newest, force=force, read_ms=99, source=source
+    )
     row = shape.read_row(line)
-    change = Change("r", position, shape.key(line), row.after, exact=row.exact, generation=1, force=force, commit_ms=99)
+    change = Change(
+        "r", position, shape.key(line), row.after, exact=row.exact, generation=1, newest=newest, force=force,
+        commit_ms=99,
+    )  # fmt: skip
     mine = encode(line)
     assert orjson.loads(mine) == orjson.loads(encode_change(change, source=source))
     read = decode_change(shape.key(line), mine)
@@ -71,6 +78,16 @@ def test_record_is_what_the_wire_encoder_makes(values: dict[str, bytes | None], 
         raw = line[shape.columns.index(name)]
         spelled = {b"t": "true", b"f": "false"}.get(raw or b"", (raw or b"").decode()) if name == "on" else None
         assert read.text_of(name) == (spelled or (None if raw is None else raw.decode()))
+
+
+@pytest.mark.parametrize(("last", "newest"), [(0, 0), (3, 3)])
+def test_known_generation_what_is_read_names_the_highest_number_that_was_given(last: int, newest: int) -> None:
+    table = VectorTable(
+        "vt_1", "t", "conn_1", "emb_1", "fake", "public", "t", "pgvector", "managed", (G,), last_generation=last
+    )
+    records, letters = ChunkWriter(table, G, RowShape(G), force=False).records([shape_line()], Position(1, 2, 0))
+    assert [decode_change(r.key, r.value).newest for r in records] == [newest]
+    assert letters == []
 
 
 def test_text_is_what_the_embedder_composes_from_the_record() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cdc.encoder import TablePlan
 from embedder.dispatch import Dispatcher
 from embedder.packing import Limits
 from embedder.providers.fake import FakeProvider
@@ -141,6 +142,31 @@ async def full(
 def live(n: int, lsn: int, title: str, **more: Any) -> Change:
     """A change of all generations, streamed while the second one is built."""
     return change(n, lsn, title, newest=2, **more)
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["streamed", "read"])
+async def test_known_generation_a_text_that_is_told_anew_under_its_number_is_waited_for(
+    world: TwoProviders, read: bool
+) -> None:
+    """A source column was renamed, and the definition mended in place: who does not know it yet would leave the new
+    column out of the text, at a position that nothing comes after."""
+    world.table = vector_table(replace(generation(), columns=(Column("title", "embedding", 1),)))
+    await world.define()
+    known = world.control
+    world.control = stale = StaleControl(known)  # type: ignore[assignment]
+    async with world.running():
+        asked = stale.asked
+        mended = replace(generation(), columns=(Column("title", "embedding", 1), Column("body", "embedding", 2)))
+        await known.definitions.put_vector_table(replace(world.table, generations=(mended,)))
+        newest = TablePlan.of(known.table(world.table.id)).newest
+        more: dict[str, Any] = {"op": "r", "ordinal": 0, "generation": 1} if read else {}
+        await world.put(change(1, 20, "a", body="b", newest=newest, **more))
+        await eventually(lambda: stale.asked > asked)
+        assert await world.outputs() == []
+        stale.feed.bring()
+        await world.drained()
+    (record,) = await world.outputs()
+    assert [chunk.text for chunk in record.chunks] == ["a\nb"]
 
 
 # -------------------------------------------------------------------- never pay twice
