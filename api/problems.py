@@ -29,6 +29,7 @@ KINDS: Mapping[str, str] = {
     "config": "validation_error",
     "definition": "validation_error",
     "decode": "validation_error",
+    "source_table_denied": "source_table_access_denied",
     "source_unavailable": "source_unavailable",
     "source_rejected": "connection_not_ready",
     "slot_in_use": "slot_in_use",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from api.partitions import check_partitions
 from api.ports import Models, Source
 from api.specs import wanted
-from walvec.contracts.errors import DefinitionError, NotFound
+from walvec.contracts.errors import DefinitionError, NotFound, SourceTableDenied
 from walvec.contracts.sources import SourceTable, TableColumn
 from walvec.definitions.document import ColumnSpec, VectorTableSpec
 from walvec.definitions.model import (
@@ -308,10 +308,12 @@ async def _topic(table: VectorTable, connection: Connection, source: Source, log
 
 
 async def check_source(table: VectorTable, connection: Connection, source: Source) -> None:
-    """The source's doctor. Raises DefinitionError with every check that fails, and its cure."""
+    """The source's doctor. Raises DefinitionError with every check that fails, and its cure; SourceTableDenied, if one
+    of them is that the table may not be read."""
     failed = [c for c in await source.doctor(connection, [table]) if not c.ok]
     if failed:
-        raise DefinitionError(
+        kind = SourceTableDenied if any(c.name == "select_right" for c in failed) else DefinitionError
+        raise kind(
             f"connection {connection.name!r} cannot feed vector table {table.name!r}:"
             + "".join(f"\n  {c.name}: {c.detail}{f' Cure: {c.cure}' if c.cure else ''}" for c in failed),
             "" if any(c.cure for c in failed) else "Run `walvec doctor` and mend what it names.",

@@ -22,7 +22,7 @@ from api.services import Services, Use, find_connection, find_provider, find_tab
 from api.specs import exact_name
 from api.status import backfill_progress, counts, state_of
 from api.validation import build_vector_table
-from walvec.contracts.errors import Conflict, SourceRejected
+from walvec.contracts.errors import Conflict, SourceTableDenied
 from walvec.definitions.model import Snapshot, SyncStatus, VectorTable
 
 router = APIRouter(prefix="/v1", tags=["vector tables"])
@@ -99,10 +99,9 @@ async def schema(table_id: str, services: Use) -> Json:
     snapshot = await services.snapshot()
     table = find_table(snapshot, table_id)
     connection = snapshot.connections[table.connection_id]
-    try:
-        found = await services.source.inspect(connection, exact_name(table))
-    except SourceRejected as e:
-        raise Problem(403, "source_table_access_denied", e.message, e.cure) from e
+    found = await services.source.inspect(connection, exact_name(table))
+    if not found.readable:
+        raise SourceTableDenied(f"{found.schema}.{found.name} may not be read by the user of {connection.name!r}.")
     return Json({"columns": [{"name": c.name, "type": c.type, "nullable": c.nullable} for c in found.columns]})
 
 

@@ -237,7 +237,8 @@ async def read_table(session: Session, oid: int) -> TableDetail:
         head = await _all(
             session,
             "SELECT n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, c.reltuples,"
-            " pg_get_userbyid(c.relowner), pg_relation_size(c.oid)"
+            " pg_get_userbyid(c.relowner), pg_relation_size(c.oid),"
+            " has_schema_privilege(n.oid, 'USAGE') AND has_any_column_privilege(c.oid, 'SELECT')"
             " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s",
             (oid,),
         )
@@ -248,7 +249,7 @@ async def read_table(session: Session, oid: int) -> TableDetail:
         leaves = await _all(session, _LEAVES, {"oid": oid}) if head[0][2] == "p" else []
         above = await _all(session, _RELATIVES.format("pg_partition_ancestors"), {"oid": oid})
         below = await _all(session, _RELATIVES.format("pg_partition_tree"), {"oid": oid}) if head[0][2] == "p" else []
-    schema, name, kind, persistence, identity, tuples, owner, size = head[0]
+    schema, name, kind, persistence, identity, tuples, owner, size, readable = head[0]
     names = {row[9]: row[0] for row in columns}
     nullable = {row[0] for row in columns if row[5]}
     key: tuple[str, ...] = ()
@@ -288,6 +289,7 @@ async def read_table(session: Session, oid: int) -> TableDetail:
         estimated_rows=estimate,
         above=tuple((row[0], row[1]) for row in above),
         below=tuple((row[0], row[1]) for row in below),
+        readable=readable,
     )
     return TableDetail(
         table=table,

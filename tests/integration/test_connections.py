@@ -63,6 +63,32 @@ async def test_a_reader_with_select_alone_is_told_what_it_lacks(world: ApiWorld,
     assert f'ALTER ROLE "{role}" REPLICATION;' in refused["error"]["message"]
 
 
+async def test_a_reader_without_select_is_denied_the_table(world: ApiWorld, source: str, role: str) -> None:
+    query(source, f"ALTER ROLE {role} REPLICATION")
+    query(source, f"ALTER TABLE items OWNER TO {role}")
+    query(source, f"GRANT CREATE ON DATABASE {conninfo_to_dict(source)['dbname']} TO {role}")
+    connection = await world.connection(make_conninfo(source, user=role, password="first"))
+    provider = await world.provider()
+    path = f"/v1/vector-tables/{(await world.table(connection, provider))['id']}"
+    query(source, f"REVOKE SELECT ON items FROM {role}")
+    other = {"columns": [{"name": "name", "role": "embedding", "name_prefix": "name: "}]}
+    for answer in (
+        await world.table(connection, provider, name="more", status=403),
+        await world.ask("PUT", path, other, 403),
+        await world.ask("GET", f"{path}/schema", status=403),
+    ):
+        assert answer["error"]["code"] == "source_table_access_denied"
+        assert "GRANT SELECT ON" in answer["error"]["message"] + answer["error"]["resolution"]
+    query(source, f"ALTER ROLE {role} PASSWORD 'second'")
+    query(source, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'")
+
+    async def refused() -> bool:  # a session that was kept ends with the first answer
+        answer = await world.http.get(f"{path}/schema")
+        return (answer.status_code, answer.json()["error"]["code"]) == (422, "connection_not_ready")
+
+    await eventually(refused)
+
+
 async def test_a_failed_test_is_an_answer(world: ApiWorld, source: str, role: str) -> None:
     connection = await world.connection(make_conninfo(source, user=role, password="wrong"), tested=False)
     tested = await world.ask("POST", f"/v1/connections/{connection}/test")

@@ -40,6 +40,12 @@ class DefinitionError(WalvecError):
     kind = "definition"
 
 
+class SourceTableDenied(DefinitionError):
+    """The connection's user may not read the source table."""
+
+    kind = "source_table_denied"
+
+
 class SourceUnavailable(WalvecError):
     """The source database cannot be reached now; try again."""
 

@@ -44,6 +44,8 @@ class SourceTable:
     """Partitioned tables that it is a partition of, as (schema, name), from its parent to the root."""
     below: tuple[tuple[str, str], ...] = ()
     """Its partitions, with theirs."""
+    readable: bool = True
+    """Whether the connection's user may read any column of it."""
 
 
 @dataclass(frozen=True, slots=True)
