@@ -99,8 +99,9 @@ class Generations:
             if not await stalls(self._control, table, generation, e):
                 raise
             return
-        states = self._control.states
-        await persistently(lambda: states.set_ready(table.id, generation.number), table, "set_ready")
+        states, index = self._control.states, generation.index
+        # it took its time: who asks for another index meanwhile is not told that it is there
+        await persistently(lambda: states.set_ready(table.id, generation.number, index=index), table, "set_ready")
         extra = {"action": "build_indexes", "table": table.name, "generation": generation.number}
         logger.info("indexes built", extra=extra)
 

@@ -196,6 +196,27 @@ async def test_a_swap_that_is_undone(read: Control) -> None:
     await read.definitions.abort(PRODUCTS.id)
 
 
+async def test_who_is_told_of_a_former_attempt_takes_no_change_for_made(read: Control) -> None:
+    """What stalled is tried again under another number, of the same definition and revision."""
+    await read.definitions.rebuild(PRODUCTS.id, SECOND)
+    await read.states.set_stalled(PRODUCTS.id, 2, "provider_stop", "no money")
+    seen = await table(read)
+    await read.definitions.retry(PRODUCTS.id)
+    flat = tuple(replace(g, index={"kind": "none"}) if g.number == 2 else g for g in seen.generations)
+    with pytest.raises(PreconditionFailed):
+        await read.definitions.put_vector_table(replace(seen, generations=flat), etag=revisions.etag(seen))
+
+
+async def test_indexes_are_ready_only_by_the_definition_that_they_were_built_by(read: Control) -> None:
+    seen = await table(read)
+    other = replace(seen, generations=(replace(seen.active, index={"kind": "none"}),))
+    await read.definitions.put_vector_table(other)
+    await read.states.set_ready(PRODUCTS.id, 1, index=seen.active.index)
+    assert not (await table(read)).active.ready
+    await read.states.set_ready(PRODUCTS.id, 1, index={"kind": "none"})
+    assert (await table(read)).active.ready
+
+
 async def test_a_rollback_reads_the_previous_definition_anew(read: Control) -> None:
     with pytest.raises(Conflict) as refused:
         await read.definitions.rollback(PRODUCTS.id)

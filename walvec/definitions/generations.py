@@ -87,7 +87,7 @@ def aborted(table: VectorTable) -> VectorTable:
     _not_swapping(table)
     if table.building is None:
         raise Conflict(f"{table.name!r} has no rebuild to abort.", code=NOTHING_TO_ABORT)
-    kept = tuple(g for g in table.generations if g is not table.building and not _was_replaced(g))
+    kept = tuple(g for g in table.generations if g is not table.building and not was_replaced(g))
     return replace(table, generations=kept, last_generation=table.next_generation - 1, pending_rebackfill=False)
 
 
@@ -128,10 +128,12 @@ def unfilled(table: VectorTable, generation: int) -> VectorTable:
     return _with(table, replace(found, filled=False))
 
 
-def ready(table: VectorTable, generation: int) -> VectorTable:
-    """Its indexes are built."""
+def ready(table: VectorTable, generation: int, index: Mapping[str, Any] | None = None) -> VectorTable:
+    """Its indexes are built. `index`: as it was when that was begun; unchanged when another one is wanted since."""
     found = table.generation(generation)
-    return table if found is None else _with(table, replace(found, ready=True))
+    if found is None or (index is not None and found.index != index):
+        return table
+    return _with(table, replace(found, ready=True))
 
 
 Stall = Literal["stalled", "serves", "gone"]
@@ -185,7 +187,7 @@ def swapped(table: VectorTable, generation: int, kept_until: str) -> VectorTable
         return table
     generations = []
     for g in table.generations:
-        if _was_replaced(g):
+        if was_replaced(g):
             continue
         own = replace(
             g,
@@ -298,7 +300,8 @@ def _replaced(old: Generation, by: int) -> Generation:
     return replace(old, state="retired", stalled=reason, filled=False, ready=False)
 
 
-def _was_replaced(generation: Generation) -> bool:
+def was_replaced(generation: Generation) -> bool:
+    """It was to be active and another one was built instead, perhaps of the same definition."""
     return generation.state == "retired" and generation.stalled is not None
 
 

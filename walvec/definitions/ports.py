@@ -68,8 +68,9 @@ class TableStates(Protocol):
         was lost and another one reads everything again.
         """
 
-    async def set_ready(self, table_id: str, generation: int) -> None:
-        """Indexes are built."""
+    async def set_ready(self, table_id: str, generation: int, *, index: Mapping[str, Any] | None = None) -> None:
+        """Indexes are built. `index`: the definition that they were built by; nothing changes when it is another one by
+        now."""
 
     async def set_stalled(self, table_id: str, generation: int, kind: str, reason: str) -> bool:
         """What is being built is not fed any more; its open backfill is cancelled with that reason. Durable on return.

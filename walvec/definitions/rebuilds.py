@@ -118,8 +118,8 @@ class Swaps:
             await self._take(conn, old, Step(generations.filled(old, generation)))
         return True
 
-    async def set_ready(self, table_id: str, generation: int) -> None:
-        await stored.transform(self._pool, table_id, lambda t: generations.ready(t, generation))
+    async def set_ready(self, table_id: str, generation: int, *, index: Mapping[str, Any] | None = None) -> None:
+        await stored.transform(self._pool, table_id, lambda t: generations.ready(t, generation, index))
 
     async def set_stalled(self, table_id: str, generation: int, kind: str, reason: str) -> bool:
         async with self._pool.ordered() as conn:

@@ -24,6 +24,11 @@ def put(old: VectorTable | None, new: VectorTable, now: str) -> VectorTable:
         raise PreconditionFailed(
             f"vector table {old.name!r} was changed meanwhile.", "Read it again and make the change anew."
         )
+    asked = old.generation((new.building or new.active).number)
+    if asked is not None and generations.was_replaced(asked):  # as a new one of the same definition: it was tried again
+        raise PreconditionFailed(
+            f"vector table {old.name!r} was changed meanwhile.", "Read it again and make the change anew."
+        )
     stale = not other and new.active.number != old.active.number  # made from what was true before a swap
     # rule known-generation: who knows the former text alone would write it under the same number, so one is passed by
     retold = not other and not stale and new.active.text_spec != old.active.text_spec

@@ -107,8 +107,8 @@ class Swaps:
         self._feed.change(table_id, lambda t: generations.filled(t, generation))
         return True
 
-    async def set_ready(self, table_id: str, generation: int) -> None:
-        self._feed.change(table_id, lambda t: generations.ready(t, generation))
+    async def set_ready(self, table_id: str, generation: int, *, index: Mapping[str, Any] | None = None) -> None:
+        self._feed.change(table_id, lambda t: generations.ready(t, generation, index))
 
     async def set_stalled(self, table_id: str, generation: int, kind: str, reason: str) -> bool:
         new = self._take(steps.stalling(self._feed.table(table_id), generation, kind, reason))
