@@ -25,7 +25,7 @@ from api.verify import open_letters
 from api.waits import WaitForLsn, WaitSeconds, reaches
 from walvec.contracts.errors import Conflict, DefinitionError
 from walvec.contracts.position import format_lsn, parse_lsn
-from walvec.definitions.model import BACKFILLS, OPEN, Task, TaskType, VectorTable
+from walvec.definitions.model import BACKFILLS, OPEN, SyncStatus, Task, TaskType, VectorTable
 
 router = APIRouter(prefix="/v1/vector-tables/{table_id}", tags=["sync"])
 
@@ -36,31 +36,33 @@ async def backfill(table_id: str, services: Use, body: Backfill | None = None) -
     a new generation is to be built: takes over the rebackfill that the change has opened, or tries it again."""
     snapshot = await services.snapshot()
     table = find_table(snapshot, table_id)
-    task = await request_backfill(services, table, sweep=body.sweep if body else None)
+    task, state = await request_backfill(services, table, sweep=body.sweep if body else None)
     total, synced = await counts(services, table, snapshot)
     return Json(
         {
             **shapes.task(task, services.organization.id),
             "vector_table_id": table.id,
             "status": services.settings.api.backfill_status,
-            "sync_status": "backfilling",
+            "sync_status": state,
             "total_rows": total,
             "synced_rows": synced,
         }
     )
 
 
-async def request_backfill(services: Services, table: VectorTable, *, sweep: bool | None = None) -> Task:
-    """Raises Problem `backfill_in_progress`."""
+async def request_backfill(
+    services: Services, table: VectorTable, *, sweep: bool | None = None
+) -> tuple[Task, SyncStatus]:
+    """The task, and what the table does then. Raises Problem `backfill_in_progress`."""
     control = services.control
     tasks = await control.tasks.recent(table.id, 100)
-    permit(table, tasks, "backfill")
+    state = permit(table, tasks, "backfill")
     building = table.building
     try:
         if building is None:
             kind: TaskType = "rebackfill" if table.backfilled else "backfill"
             params = {"sweep": table.backfilled if sweep is None else sweep}
-            return await control.tasks.create(kind, table.id, table.active.number, params, alone=True)
+            return await control.tasks.create(kind, table.id, table.active.number, params, alone=True), state
         opened = next((t for t in tasks if t.task_type in BACKFILLS and t.status in OPEN), None)
         read = (t for t in tasks if t.task_type in BACKFILLS and t.generation == building.number)
         if (
@@ -69,10 +71,10 @@ async def request_backfill(services: Services, table: VectorTable, *, sweep: boo
             and (newest := next(read, None)) is not None
             and newest.status == "completed"
         ):
-            return newest  # all rows are read: it takes over by itself
+            return newest, state  # all rows are read: it takes over by itself
         if building.state == "stalled" or opened is None or opened.generation != building.number:
             _, opened = await control.definitions.retry(table.id)
-        return await control.tasks.adopt(opened.id)
+        return await control.tasks.adopt(opened.id), state
     except Conflict as e:
         raise refusal(IN_PROGRESS, table, "backfilling") from e
 

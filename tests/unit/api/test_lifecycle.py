@@ -184,6 +184,8 @@ async def one_cell(world: World, event: Event, what: str) -> None:
         return
     now = state_of(world.table, await world.control.tasks.recent(world.table.id, 100))
     assert now == said, what
+    if event in REQUESTS:
+        assert world.said.get("sync_status", now) == now, what
 
 
 def test_the_table_is_whole() -> None:
