@@ -167,21 +167,33 @@ async def _recover(change: Redefinition, control: Control, store: SearchStore) -
         await _show(old, control, store)
         raise
     await control.states.update_source_columns(new.id, change.generation)
-    now = (await control.definitions.snapshot()).vector_tables.get(new.id, new)
-    building = {g.number for g in now.live_generations} - {new.active.number}  # read by tasks of their own
-    open_tasks = await control.tasks.open_tasks([new.id])
-    with suppress(Conflict):  # asked for meanwhile
+    while not await _read_anew(new, control):
+        continue  # somebody asked for a backfill in this moment, which may lack the sweep
+    await control.states.clear_error(new.id)
+    if old.active.number != new.active.number:
+        await _dropped(store, new, old.active.number)
+
+
+async def _read_anew(table: VectorTable, control: Control) -> bool:
+    """False: somebody else was faster. What is built beside the active generation is read by tasks of its own."""
+    now = (await control.definitions.snapshot()).vector_tables.get(table.id)
+    number = table.active.number
+    if now is None or now.active.number != number:
+        return True  # a later definition's
+    building = {g.number for g in now.live_generations} - {number}
+    open_tasks = await control.tasks.open_tasks([table.id])
+    try:
         await control.tasks.create(
             "rebackfill",
-            new.id,
-            new.active.number,
+            table.id,
+            number,
             {"sweep": True},
             instead_of=[t.id for t in open_tasks if t.task_type in BACKFILLS and t.generation not in building],
             reason="the definition was applied anew",
         )
-    await control.states.clear_error(new.id)
-    if old.active.number != new.active.number:
-        await _dropped(store, new, old.active.number)
+    except Conflict:
+        return False
+    return True
 
 
 async def _dropped(store: SearchStore, table: VectorTable, generation: int) -> None:

@@ -1,5 +1,6 @@
 """PUT of a vector table: what it changes, what it refuses by name, and who may overwrite whom."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from api.app import create_app
 from api.preconditions import strong_tags
 from tests.unit.api.worlds import COLUMNS, World
 from walvec.contracts.errors import StoreRejected
-from walvec.definitions.model import TaskStatus
+from walvec.definitions.model import Task, TaskStatus
 from walvec.definitions.rebackfill import read_again
 from walvec.runtime.settings import settings_from
 
@@ -259,6 +260,27 @@ async def test_a_change_that_mends_an_error_leaves_what_else_is_read(world: Worl
     assert sorted((t.task_type, t.generation, t.params["sweep"]) for t in found) == [
         ("rebackfill", 1, True), ("rebackfill", 2, True),
     ]  # fmt: skip
+
+
+async def test_a_change_that_mends_an_error_sweeps_whatever_is_asked_for_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that were deleted while the table was stopped would stay."""
+    table = await world.ready()
+    await world.services.control.states.set_error(table.id, "table_changed", "a column is gone", "name another")
+    tasks = world.control.tasks
+    look = tasks.open_tasks
+
+    async def slow(ids: Sequence[str]) -> list[Task]:
+        found = await look(ids)
+        monkeypatch.undo()
+        await tasks.create("rebackfill", table.id, world.table.active.number, {"sweep": False})
+        return found
+
+    monkeypatch.setattr(tasks, "open_tasks", slow)
+    await world.ask("PUT", world.path, {"columns": COLUMNS[:3]})
+    (task,) = await tasks.open_tasks([table.id])
+    assert task.params["sweep"]
 
 
 async def test_a_backfill_that_was_cancelled_leaves_no_error(world: World) -> None:
