@@ -11,10 +11,13 @@ import pytest
 from tests.contract.test_control import GENERATION, LOCAL, PRODUCTS, SHOP
 from tests.plugins.eventually import eventually
 from walvec.contracts.errors import ConfigError, Conflict, ControlUnavailable, NotFound
+from walvec.definitions import postgres as control_postgres
+from walvec.definitions import removals, rotation, schema
 from walvec.definitions.model import Snapshot
 from walvec.definitions.pool import Pool
 from walvec.definitions.postgres import ControlDatabase, open_control
 from walvec.definitions.schema import migrations
+from walvec.definitions.secrets import Secrets
 
 KEY = "a secret key"
 
@@ -252,6 +255,46 @@ async def test_a_version_is_asked_again_when_its_session_ends(postgres: Any, bus
                 return False  # the new session was ended too
 
         await eventually(answers)
+    await control.close()
+
+
+@pytest.mark.parametrize("what", ["a new table", "a rotation", "a start"])
+async def test_who_hangs_beside_the_pool_is_not_waited_for_either(
+    postgres: Any, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    control = await opened(postgres)
+    await control.definitions.put_connection(SHOP)
+    await control.definitions.put_provider(LOCAL)
+    hung, name = {
+        "a new table": (removals, "enter"), "a rotation": (rotation, "_again"), "a start": (schema, "_entered")
+    }[what]  # fmt: skip
+    for module in (control_postgres, rotation, schema):
+        monkeypatch.setattr(module, "HUNG_SECONDS", 0.3)
+    real = getattr(hung, name)
+
+    async def hang(conn: Any, *given: Any, **more: Any) -> Any:
+        monkeypatch.setattr(hung, name, real)
+        # a first one that waits, however long the other one hangs, would not come back
+        async with asyncio.timeout(30):
+            if what == "a start":
+                await (await opened(postgres)).close()
+            else:
+                await control.definitions.put_connection(replace(SHOP, on_slot_loss="halt"))
+        return await real(conn, *given, **more)
+
+    monkeypatch.setattr(hung, name, hang)
+
+    async def act() -> None:
+        if what == "a new table":
+            async with control.definitions.making(PRODUCTS):
+                pass
+        elif what == "a rotation":
+            await rotation.rotate(postgres.dsn, Secrets(KEY), Secrets("another"))
+        else:
+            await opened(postgres)
+
+    with pytest.raises(ControlUnavailable):
+        await act()
     await control.close()
 
 

@@ -237,6 +237,7 @@ class ControlDefinitions(Rebuilds):
         async with self._makers, await connect(self._pool.dsn) as conn:
             with translated():
                 async with conn.transaction():
+                    await patience(conn, HUNG_SECONDS)
                     # or a rotation that is under way would miss the copy of its credentials
                     await conn.execute(
                         "SELECT 1 FROM walvec_control.connections WHERE id = %s FOR SHARE", [table.connection_id]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from walvec.definitions.pool import Connection, connect, move, translated
+from walvec.definitions.pool import HUNG_SECONDS, Connection, connect, move, patience, translated
 from walvec.definitions.secrets import Secrets, kept_answer
 
 
@@ -27,6 +27,7 @@ async def rotate(dsn: str, old: Secrets, new: Secrets) -> int:
     async with await connect(dsn) as conn:
         with translated():
             async with conn.transaction():
+                await patience(conn, HUNG_SECONDS)
                 # before the installation, as those lock who take a removal back
                 await conn.execute("SELECT 1 FROM walvec_control.removals ORDER BY sequence FOR UPDATE")
                 await move(conn)  # every process reads the definitions again, and finds the new key

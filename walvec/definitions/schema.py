@@ -13,7 +13,7 @@ from importlib import resources
 from walvec.contracts.errors import ConfigError
 from walvec.definitions.accounts import enter_environment
 from walvec.definitions.model import DEFAULT_ORGANIZATION, Organization
-from walvec.definitions.pool import Connection, move, translated
+from walvec.definitions.pool import HUNG_SECONDS, Connection, move, patience, translated
 from walvec.definitions.secrets import Secrets
 from walvec.definitions.tenancy import new_environment
 
@@ -43,6 +43,7 @@ async def prepare(conn: Connection, environment: str, secrets: Secrets) -> str:
     for a newer schema or another secret key."""
     with translated():
         async with conn.transaction():
+            await patience(conn, HUNG_SECONDS)
             await conn.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
             await _upgrade(conn)
             await conn.execute(
