@@ -407,6 +407,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
             "store_rejected",
             "source_table_access_denied",
             "source_table_changed",
+            "vector_table_conflict",
             "swap_in_progress",
             "backfill_in_progress",
             "conflict",

@@ -40,6 +40,7 @@ KINDS: Mapping[str, str] = {
     "provider_input": "validation_error",
     "store_unavailable": "store_unavailable",
     "store_rejected": "store_rejected",
+    "view_taken": "vector_table_conflict",
     "log_unavailable": "log_unavailable",
     "log_damaged": "log_damaged",
     "partition_lost": "log_unavailable",

@@ -28,7 +28,7 @@ from sink.stores.pgvector_layout import (
 from sink.stores.pgvector_search import parse_vectors, search
 from sink.stores.pgvector_session import Session, Sessions
 from sink.stores.pgvector_view import remade, show
-from walvec.contracts.errors import StoreRejected
+from walvec.contracts.errors import StoreRejected, ViewTaken
 from walvec.contracts.keys import key_hex
 from walvec.contracts.position import Position, parse_lsn
 from walvec.contracts.stores import Applied, Differences, Filter, Hit, Place, StoredVersion
@@ -145,7 +145,7 @@ class PgvectorStore:
         other = await cur.fetchone()
         if other is not None or (found is not None and (found[0] != "v" or not found[1])):
             what = "another vector table's view" if other is not None else "something else"
-            raise StoreRejected(
+            raise (ViewTaken if other is not None else StoreRejected)(
                 f"Vector table {table.name!r} would be the view {self._schema}.{table.view_name}, but that name is "
                 f"taken by {what}.",
                 "Choose another name for the vector table.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.integration.api_world import ApiWorld, api_world, query
+from tests.integration.api_world import COLUMNS, ApiWorld, api_world, query
 from tests.plugins.postgres import PostgresDatabase
 from walvec.definitions.model import VectorTable
 
@@ -54,6 +55,21 @@ async def test_two_names_that_ascii_cannot_tell_apart(
         await world.ask("DELETE", f"/v1/vector-tables/{m['id']}", status=204)
     assert await world.removals() == []
     assert await world.log.topics() == []
+
+
+async def test_of_those_who_take_a_name_at_the_same_time_one_has_it(
+    world: ApiWorld, postgres: PostgresDatabase
+) -> None:
+    connection, provider = await world.connection(postgres.dsn), await world.provider()
+    body = {
+        "name": "items", "connection_id": connection, "embedding_provider_id": provider, "source_table": "items",
+        "columns": COLUMNS,
+    }  # fmt: skip
+    answers = await asyncio.gather(*(world.http.post("/v1/vector-tables", json=body) for _ in range(4)))
+    assert sorted(a.status_code for a in answers) == [201, 409, 409, 409]
+    codes = {a.json()["error"]["code"] for a in answers if a.status_code == 409}
+    assert codes == {"vector_table_conflict"}
+    assert await world.removals() == []
 
 
 async def test_a_table_of_before_keeps_its_view_and_its_storage(world: ApiWorld, postgres: PostgresDatabase) -> None:

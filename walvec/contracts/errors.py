@@ -123,6 +123,12 @@ class StoreRejected(WalvecError):
     kind = "store_rejected"
 
 
+class ViewTaken(StoreRejected):
+    """Another vector table has the view's name, or is just being made with it."""
+
+    kind = "view_taken"
+
+
 class LogUnavailable(WalvecError):
     """The log cannot be written or read now; try again."""
 
