@@ -168,8 +168,9 @@ class Service:
             except Exception as e:  # noqa: BLE001  one table's failure, whatever it is, stops no other
                 error = first_of(e)
                 expected = isinstance(error, WalvecError)
-                _log.error(
-                    "worker failed",
+                _log.log(
+                    logging.WARNING if expected else logging.ERROR,
+                    "worker failed, starts again",
                     exc_info=_unexpected(e),
                     extra={
                         "action": "worker_failed",
