@@ -31,6 +31,8 @@ _READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 # an index on the key exists; a plan that sorts the whole table for each chunk would make a backfill quadratic
 _CHUNK_PLANS = b"SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 _KEY_PLANS = b"SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+# between two batches whoever reads them compares them with a store
+_TAKES_ITS_TIME = b"SET LOCAL idle_in_transaction_session_timeout = '10min'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ async def scan_keys(
     session: Session, target: Target, keys: Sequence[tuple[str, ...]], size: int = 1000
 ) -> AsyncIterator[list[Line]]:
     """Rows of these keys, in batches, from one snapshot."""
-    async with _snapshot(session, _KEY_PLANS):
+    async with _snapshot(session, _KEY_PLANS + b"; " + _TAKES_ITS_TIME):
         for start in range(0, len(keys), size):
             yield await _by_key(session, target, keys[start : start + size])
 

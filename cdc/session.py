@@ -46,7 +46,8 @@ _PLAIN_SETTINGS = {
     "jit": "off",
     "statement_timeout": "0",
     "lock_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
+    # a process that hangs while it reads holds a snapshot, and with it whoever builds an index at the source
+    "idle_in_transaction_session_timeout": "15s",
     "default_transaction_read_only": "off",
 }
 _SET = ";".join(f"SET {name} = '{value}'" for name, value in {**TEXT_SETTINGS, **_PLAIN_SETTINGS}.items())
@@ -151,7 +152,7 @@ def connect_error(e: Exception) -> WalvecError:
 
 _GONE = {"42P01": "the table", "42703": "a column", "3F000": "the schema", "42704": "a type or object"}
 # 25006 and "recovery is in progress" come from a standby: after a fail-over the same address may be a primary again
-_AGAIN = {"57014", "55P03", "25006", "0A000", "55000", "72000"}
+_AGAIN = {"57014", "55P03", "25006", "25P03", "0A000", "55000", "72000"}
 
 
 def query_error(e: Exception) -> WalvecError:

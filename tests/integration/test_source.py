@@ -6,6 +6,8 @@ from dataclasses import replace
 import psycopg
 import pytest
 
+from cdc.catalog import fetch_one
+from cdc.session import open_session, source_errors
 from cdc.source import SourceAccess
 from tests.plugins.eventually import eventually
 from tests.plugins.postgres import PostgresDatabase
@@ -290,3 +292,16 @@ async def test_names_with_percent_signs_are_read_by_key(postgres: PostgresDataba
     postgres.execute("""INSERT INTO "p%t" VALUES ('m', 'x', 'y')""")
     found = await both(postgres, '"p%t"', [Column("a%sb", "embedding"), Column("c%%", "embedding")])
     assert found == {'{"%s":"m"}': {"a%sb": "x", "c%%": "y"}}
+
+
+async def test_who_hangs_while_it_reads_holds_up_no_index_and_reads_again(postgres: PostgresDatabase) -> None:
+    session = await open_session(postgres.dsn)
+    assert (await fetch_one(session, "SHOW idle_in_transaction_session_timeout")) == "15s"
+    await session.execute("SET idle_in_transaction_session_timeout = '200ms'")
+    postgres.execute("CREATE TABLE held (n int)")
+    await session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    await session.execute("SELECT FROM held")
+    await asyncio.to_thread(postgres.execute, "CREATE INDEX CONCURRENTLY ON held (n)")
+    with pytest.raises(SourceUnavailable), source_errors():
+        await session.execute("SELECT FROM held")
+    await session.close()
