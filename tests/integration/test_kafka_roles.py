@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import httpx
 import psycopg
 import pytest
 
-from tests.acceptance.harness import SCHEMA, Workload, differences, document, running, wait_until
+from tests.acceptance.harness import SCHEMA, TABLE, Workload, differences, document, running, wait_until
 from tests.plugins.kafka import KafkaCluster
 from tests.plugins.machines import Machines, machines
 from tests.plugins.postgres import PostgresDatabase
@@ -264,6 +265,40 @@ def test_embedders_and_sinks_come_and_go(start: Start, postgres: PostgresDatabas
         assert walvec.end_one("embedder-3") == 0
         assert walvec.end_one("sink-1") == 0
     equal(walvec, postgres)
+
+
+def test_never_back_who_stands_still_while_generations_come_and_go_takes_nothing_back(
+    start: Start, postgres: PostgresDatabase
+) -> None:
+    """With records of the first generation in hand; when they wake up, two others have been active since, the table was
+    emptied, and nothing of the first is kept."""
+    walvec = start(rows=3000, WALVEC_SINK__PURGE_INTERVAL_SECONDS="1")
+    walvec.start_role("embedder", 2)
+    walvec.start_role("sink", 2)
+    path = f"{walvec.url}/v1/vector-tables/items"
+
+    def active(number: int) -> bool:
+        found = httpx.get(f"{path}/generations", timeout=30).json()["data"]
+        return [(g["generation"], g["state"]) for g in found] == [(number, "active")]
+
+    workload = Workload(postgres.dsn, seed=7)
+    with running(workload):
+        wait_until(lambda: workload.done > 300)
+        still = [walvec.processes[name] for name in ("embedder-1", "sink-1")]
+        for process in still:
+            process.send_signal(signal.SIGSTOP)
+        texts = [c for c in TABLE["columns"] if c["name"] != "body"]
+        for number, columns in ((2, texts), (3, TABLE["columns"])):
+            assert httpx.put(path, json={"columns": columns, "keep_previous": 0}, timeout=60).status_code == 200
+            if number == 3:
+                postgres.execute("TRUNCATE items")
+            wait_until(lambda number=number: active(number), timeout=120, what=f"generation {number}")
+        for process in still:
+            process.send_signal(signal.SIGCONT)
+        before = workload.done
+        wait_until(lambda: workload.done > before + 300)
+    equal(walvec, postgres)
+    assert active(3)
 
 
 def test_no_right_to_create_topics_and_a_wrong_password(
