@@ -235,13 +235,15 @@ class Jobs:
         return True
 
     async def _failed(self, task: Task, e: Exception) -> bool:
-        """Counts the attempt; True when there are no more."""
+        """Counts the attempt; True when there are no more. What makes up for changes that were lost is never given up:
+        without it the table would call itself synced."""
         try:
             now = await self._control.tasks.get(task.id)
-            last = now.attempts + 1 >= now.max_attempts
+            attempts = min(now.attempts + 1, now.max_attempts)
+            last = attempts == now.max_attempts and not now.params.get("sweep")
             text = f"{type(e).__name__}: {e}"
             await self._control.tasks.update(
-                task.id, status="failed" if last else None, attempts=now.attempts + 1, last_error=text
+                task.id, status="failed" if last else None, attempts=attempts, last_error=text
             )
         except ControlUnavailable:
             return False

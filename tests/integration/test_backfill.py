@@ -11,6 +11,7 @@ import numpy as np
 import psycopg
 import pytest
 
+import cdc.jobs
 from cdc.jobs import Jobs
 from cdc.stream import Stream
 from sink.stores.memory import MemoryStore
@@ -31,7 +32,7 @@ from walvec.contracts.letters import DeadLetter
 from walvec.contracts.position import Position
 from walvec.contracts.vectors import Chunk, VectorRecord
 from walvec.definitions.memory import MemoryControl
-from walvec.definitions.model import Column, EmbeddingProvider, SourceProgress, Task, VectorTable
+from walvec.definitions.model import OPEN, Column, EmbeddingProvider, SourceProgress, Task, VectorTable
 from walvec.definitions.rebackfill import read_again
 from walvec.runtime.settings import Settings, settings_from
 from walvec.transport.memory import MemoryLog
@@ -599,6 +600,38 @@ async def test_known_generation_a_task_of_one_that_the_feed_has_not_brought_yet_
         f.stream.route(table.id, frozenset({1, 2}))
         stale.feed.bring()
         await eventually(completed_now)
+
+
+@pytest.mark.parametrize("params", [{}, {"sweep": True}])
+async def test_what_makes_up_for_lost_changes_is_never_given_up(
+    postgres: PostgresDatabase,
+    eventually: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    params: dict[str, Any],
+) -> None:
+    postgres.execute("CREATE TABLE t (id int PRIMARY KEY, doc text); INSERT INTO t VALUES (1, 'a')")
+    table = await vector_table(postgres.dsn, "t", DOC)
+    control, log = await control_with(postgres.dsn, table), MemoryLog()
+    task = await control.tasks.create("rebackfill" if params else "backfill", table.id, 1, params)
+    run, failures = cdc.jobs.Backfill.run, 0
+
+    async def fails_four_times(self: Any) -> None:
+        nonlocal failures
+        failures += 1
+        if failures <= 4:
+            raise RuntimeError("not foreseen")
+        await run(self)
+
+    monkeypatch.setattr(cdc.jobs.Backfill, "run", fails_four_times)
+
+    async def ended() -> Task | None:
+        found = await control.tasks.get(task.id)
+        return None if found.status in OPEN else found
+
+    async with following(postgres, table) as f, consuming(log, table), running(control, log, f.stream):
+        found = await eventually(ended, 30)
+    assert (found.status, found.attempts) == ("completed" if params else "failed", 3)
+    assert found.last_error == "RuntimeError: not foreseen"
 
 
 async def test_a_standby_without_a_live_stream_touches_nothing(postgres: PostgresDatabase) -> None:
