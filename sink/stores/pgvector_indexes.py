@@ -69,7 +69,8 @@ def _filter_index(column: StoredColumn) -> str | None:
 
 
 async def build_indexes(session: Session, layout: Layout, index: Mapping[str, Any]) -> None:
-    """Idempotent. One builder at a time; waiting for it must not be a statement, whose snapshot it would wait for."""
+    """Idempotent. One builder at a time; waiting for it must not be a statement, whose snapshot it would wait for. One
+    that hangs between two statements loses its session, and the lock with it."""
     conn = session.conn
     lock = literal(f"{layout.schema}.{layout.relation}")
     while True:
@@ -79,6 +80,9 @@ async def build_indexes(session: Session, layout: Layout, index: Mapping[str, An
             break
         await asyncio.sleep(_WAIT_SECONDS)
     try:
+        # servers before 14 do not know it
+        hung = f"SELECT set_config(name, '{round(session.hung_seconds * 1000)}', false) FROM pg_settings"
+        await conn.execute(f"{hung} WHERE name = 'idle_session_timeout'".encode())
         await conn.execute(f"ANALYZE {layout.table}".encode())
         await _raise_memory(session, layout)
         wanted = wanted_indexes(layout, index)
@@ -86,10 +90,7 @@ async def build_indexes(session: Session, layout: Layout, index: Mapping[str, An
         for name, definition in wanted.items():
             await _build(session, layout, name, definition)
     finally:
-        if not conn.closed:
-            await conn.execute(b"RESET maintenance_work_mem")
-            await conn.execute(b"RESET max_parallel_maintenance_workers")
-            await conn.execute(f"SELECT pg_advisory_unlock(hashtextextended({lock}, 77))".encode())
+        await conn.close()  # with the lock, and with what was set
 
 
 async def _raise_memory(session: Session, layout: Layout) -> None:

@@ -107,9 +107,11 @@ def translated() -> Iterator[None]:
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One connection in autocommit mode, and the staging tables that it has."""
+    """One connection in autocommit mode, and the staging tables that it has. `hung_seconds`: whoever holds something
+    that others wait for, and is not heard of for so long, is given up."""
 
     conn: AsyncConnection[TupleRow]
+    hung_seconds: float
     staging: set[str] = field(default_factory=set)
     _search: tuple[int, int, bool] | None = None
     _asker: Asker | None = None
@@ -165,7 +167,7 @@ class Sessions:
     def __init__(self, dsn: str, limit: int = 8, *, guarded: bool = False, hung_seconds: float = _HUNG_SECONDS) -> None:
         self._dsn = dsn
         self._guarded = guarded
-        self._hung = f"SET idle_in_transaction_session_timeout = {round(hung_seconds * 1000)}".encode()
+        self._hung_seconds = hung_seconds
         self._free: list[Session] = []
         self._slots = asyncio.Semaphore(limit)
         self._closed = False
@@ -202,8 +204,9 @@ class Sessions:
         )  # fmt: skip
         try:
             conn.adapters.register_dumper(QueryVector, QueryVectorDumper)
-            await conn.execute(_SETUP + self._hung)
-            session = Session(conn)
+            hung = f"SET idle_in_transaction_session_timeout = {round(self._hung_seconds * 1000)}"
+            await conn.execute(_SETUP + hung.encode())
+            session = Session(conn, self._hung_seconds)
             await session.find_extension()
         except BaseException:
             await conn.close()

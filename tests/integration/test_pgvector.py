@@ -16,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sink.stores import pgvector_indexes
 from sink.stores.memory import MemoryStore
 from sink.stores.pgvector import PgvectorStore
-from sink.stores.pgvector_layout import STATE_TABLE, unlimited
-from sink.stores.pgvector_session import Sessions
+from sink.stores.pgvector_layout import STATE_TABLE, Layout, unlimited
+from sink.stores.pgvector_session import Session, Sessions
 from tests.plugins.postgres import PostgresDatabase
 from walvec.contracts.errors import StoreRejected, StoreUnavailable
 from walvec.contracts.position import Position
@@ -342,6 +343,36 @@ async def test_an_invalid_index_of_a_killed_build_is_made_anew(
     await store.build_indexes(table, generation)
     invalid = "SELECT 1 FROM pg_index WHERE NOT indisvalid"
     assert postgres.execute(invalid) == []
+
+
+async def test_a_builder_that_hangs_is_not_waited_for(
+    store: PgvectorStore, postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = table_of()
+    generation = await made(store, table)
+    hung = Sessions(postgres.dsn, hung_seconds=0.3)
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def hang(session: Session, layout: Layout) -> None:
+        begun.set()
+        await goes_on.wait()
+        await session.conn.execute(b"SELECT 1")
+
+    async def build() -> None:
+        async with hung.session() as session:
+            layout = await store._layout(session, table, generation)
+            await pgvector_indexes.build_indexes(session, layout, generation.index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pgvector_indexes, "_raise_memory", hang)
+        building = asyncio.create_task(build())
+        await begun.wait()
+    async with asyncio.timeout(30):
+        await store.build_indexes(table, generation)
+    goes_on.set()
+    with pytest.raises(StoreUnavailable):
+        await building
+    await hung.close()
 
 
 async def test_filtered_search_reaches_beyond_ef_search(store: PgvectorStore) -> None:
