@@ -72,7 +72,7 @@ class Upkeep:
 
     async def purge(self, before: tuple[int, Position] | None = None) -> tuple[int, Position] | None:
         """Tombstones below what was durable *before* both topics were seen drained (rule purge-horizon). `before`: the
-        end of `.vectors` and the horizon of the last purge; nothing new, nothing to do."""
+        end of `.vectors` and the horizon of the last purge; nothing to do where both are what they were."""
         table, control, log = self._worker.table, self._control, self._log
         if table.source is not None:
             # its positions are on Debezium's scale, of which the progress of the connection's own slot says nothing
@@ -93,7 +93,9 @@ class Upkeep:
         # a refused claim went from one to the other in between: then the first has moved
         if changes_end is None or vectors_end is None or await log.end_offsets(changes) != changes_end:
             return before
-        if before is not None and before[0] == sum(vectors_end.values()):
+        # with the same records and a higher one: what is stored of the stream's progress comes after its records
+        now = sum(vectors_end.values()), horizon
+        if before == now:
             return before
         if await control.tasks.open_tasks([table.id]):
             return before
@@ -108,7 +110,7 @@ class Upkeep:
         if gone:
             extra = {"action": "purge", "table": table.name, "tombstones": gone}
             logger.info("tombstones purged", extra=extra)
-        return sum(vectors_end.values()), horizon
+        return now
 
     async def _drained(self, topic: str, group: str) -> dict[int, int] | None:
         ends = await self._log.end_offsets(topic)

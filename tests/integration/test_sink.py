@@ -304,6 +304,28 @@ async def test_purge_horizon_only_when_both_topics_are_drained(desk: Desk) -> No
     assert late.applied == 0
 
 
+async def test_purge_horizon_that_came_late_is_heard_of_without_another_record(desk: Desk) -> None:
+    """The last deletion of a table that is quiet from then on; cdc stores its progress after the record."""
+    await desk.control.states.set_backfilled(TABLE.id, 1)
+    progress = await desk.control.progress.get("conn_1")
+    await desk.control.progress.put("conn_1", replace(progress, lsn=5))
+    await desk.log.ensure_topic(changes_topic(TABLE.storage_name))
+    dead = VectorRecord("delete", Position(0, 10, 1), b'{"id":1}', 1)
+    async with running(desk):
+        await desk.send(dead)
+        await eventually(desk.drained)
+        upkeep = Upkeep(
+            Worker((await desk.control.definitions.snapshot()).vector_tables[TABLE.id], desk.settings,
+                   control=desk.control, log=desk.log, store=desk.stores),
+            desk.settings, control=desk.control, log=desk.log, store=desk.stores,
+        )  # fmt: skip
+        before = await upkeep.purge()
+        assert await desk.stores.versions(TABLE, GENERATION, [dead.key])
+        await desk.control.progress.put("conn_1", replace(progress, lsn=1000))
+        assert await upkeep.purge(before) != before
+    assert not await desk.stores.versions(TABLE, GENERATION, [dead.key])
+
+
 async def test_purge_horizon_of_a_bridged_table_is_not_that_of_the_slot_beside_it(desk: Desk) -> None:
     """Debezium may be behind the connection's own slot: what it brings later is new to the store all the same."""
     bridged = replace(TABLE, source=TopicSource("shop.public.things"))
