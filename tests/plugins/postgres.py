@@ -55,10 +55,15 @@ class PostgresDatabase:
         return self.server.dsn(name)
 
     def execute(self, statement: str, *arguments: object) -> list[tuple[object, ...]]:
-        """One statement in a session of its own, committed; its rows. Without arguments: several statements, too."""
+        """One statement in a session of its own, committed; its rows. Without arguments: several statements, too.
+        Of many rows it may meet a workload that has locked them in another order: whoever loses tries again."""
         with psycopg.connect(self.dsn, autocommit=True) as connection:
-            cursor = connection.execute(statement, arguments or None)  # type: ignore[arg-type]
-            return cursor.fetchall() if cursor.description else []
+            while True:
+                try:
+                    cursor = connection.execute(statement, arguments or None)  # type: ignore[arg-type]
+                except psycopg.errors.DeadlockDetected:
+                    continue
+                return cursor.fetchall() if cursor.description else []
 
 
 @contextmanager
