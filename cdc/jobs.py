@@ -33,6 +33,7 @@ from walvec.contracts.errors import (
 )
 from walvec.definitions.model import BACKFILLS, OPEN, Task, VectorTable
 from walvec.definitions.ports import Control
+from walvec.runtime.lifecycle import cancelled
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
 
@@ -114,10 +115,7 @@ class Jobs:
 
     @staticmethod
     async def _end(tasks: Iterable[asyncio.Future[Any]]) -> None:
-        found = list(tasks)
-        for task in found:
-            task.cancel()
-        for ended in await asyncio.gather(*found, return_exceptions=True):
+        for ended in await cancelled(*tasks):
             if isinstance(ended, Exception):
                 log.error("a task's runner broke", exc_info=ended, extra={"action": "runner_broke"})
 
@@ -227,7 +225,8 @@ class Jobs:
             await self._control.tasks.update(task.id, last_error=str(e))
             version = self._control.feed.current.version
             while not work.table(task).error:
-                await asyncio.wait_for(self._control.feed.changed(version), 5.0)
+                async with asyncio.timeout(5.0):
+                    await self._control.feed.changed(version)
                 version = self._control.feed.current.version
         except (ControlUnavailable, NotFound, TaskEnded, TimeoutError) as again:
             log.warning("error not stored yet", extra={"action": "task_waits", "task": task.id, "reason": str(again)})

@@ -14,6 +14,7 @@ from cdc.counts import Counts
 from cdc.encoder import Batch
 from cdc.progress import Progress
 from walvec.contracts.errors import NotFound
+from walvec.runtime.lifecycle import cancelled
 from walvec.transport.ports import Producer
 from walvec.transport.records import Record
 
@@ -100,9 +101,7 @@ class Publisher:
 
     async def close(self) -> None:
         """Lets go of what is in flight; whether it lands or not, it is streamed again."""
-        for task in list(self._in_flight):
-            task.cancel()
-        await asyncio.gather(*self._in_flight, return_exceptions=True)
+        await cancelled(*self._in_flight)
         await self._producer.close()
 
     def _add_bytes(self, size: int) -> None:

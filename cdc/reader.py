@@ -37,6 +37,7 @@ from walvec.definitions.model import Connection, SourceProgress, VectorTable
 from walvec.definitions.ports import Control
 from walvec.definitions.rebackfill import read_again
 from walvec.runtime import lifecycle
+from walvec.runtime.lifecycle import cancelled
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
 
@@ -231,8 +232,7 @@ class Reader:
             try:
                 await streaming.run(ended)
             finally:
-                watch.cancel()
-                await asyncio.gather(watch, return_exceptions=True)
+                await cancelled(watch)
 
     def _healthy(self) -> None:
         """Something arrived: the next failure is a first one again."""

@@ -32,6 +32,7 @@ from walvec.contracts.snapshots import XidSnapshot
 from walvec.definitions.making import ensure_topics
 from walvec.definitions.model import SourceProgress, VectorTable
 from walvec.definitions.ports import Control
+from walvec.runtime.lifecycle import cancelled
 from walvec.runtime.settings import CdcSettings
 from walvec.transport.ports import Log
 from walvec.transport.records import changes_topic, dead_topic, letter_record
@@ -128,9 +129,7 @@ class Streaming:
                     task.result()
             await self._finish()
         finally:
-            for task in (*tasks, waker):
-                task.cancel()
-            await asyncio.gather(*tasks, waker, return_exceptions=True)
+            await cancelled(*tasks, waker)
             await self._publisher.close()
 
     async def _wake_on(self, stop: asyncio.Event) -> None:

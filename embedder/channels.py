@@ -15,6 +15,7 @@ from embedder.memory import Memory
 from embedder.providers import registry
 from walvec.contracts.errors import DefinitionError
 from walvec.definitions.model import EmbeddingProvider, Generation, Snapshot, VectorTable
+from walvec.runtime.lifecycle import cancelled
 from walvec.runtime.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -56,13 +57,13 @@ class Channels:
         live = [(t, g) for t in self._snapshot.vector_tables.values() for g in t.live_generations]
         wanted = {_channel_key(t, g) for t, g in live}
         for key in [k for k in self._open if k not in wanted]:
-            await _cancelled(self._open.pop(key).task)
+            await cancelled(self._open.pop(key).task)
         kept = {_memory_key(t, g) for t, g in live}
         self._memories = {k: m for k, m in self._memories.items() if k in kept}
 
     async def close(self) -> None:
         for _, channel in self:
-            await _cancelled(channel.task)
+            await cancelled(channel.task)
 
     def find(self, table: VectorTable, generation: Generation) -> Dispatcher | None:
         """If it was asked for."""
@@ -114,8 +115,3 @@ async def _keep_sending(dispatcher: Dispatcher) -> None:
         except Exception as e:  # noqa: BLE001  what waits is kept, and sent again
             _log.error("dispatcher failed", exc_info=e, extra={"action": "dispatcher_failed"})
             await asyncio.sleep(1)
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

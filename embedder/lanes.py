@@ -28,6 +28,7 @@ from embedder.offsets import Ticket
 from walvec.contracts.errors import ControlUnavailable, DefinitionError, RecordsLost, TableChanged
 from walvec.definitions.model import Generation
 from walvec.definitions.rebackfill import lost_records
+from walvec.runtime.lifecycle import cancelled
 from walvec.runtime.retry import persistently
 from walvec.transport.ports import Log
 from walvec.transport.records import Fetch, StoredRecord, changes_topic
@@ -243,10 +244,7 @@ class Lane:
     async def close(self) -> None:
         """The generation is not fed any more: its records are passed over, what is in hand is dropped."""
         self._closed = True
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(*self._tasks)
         self._parked.clear()
         self._room.set()
         for ticket in list(self._tickets):

@@ -25,6 +25,7 @@ from walvec.definitions.model import Snapshot, VectorTable
 from walvec.definitions.ports import Control
 from walvec.definitions.reports import Told
 from walvec.runtime import measures
+from walvec.runtime.lifecycle import cancelled
 from walvec.runtime.measures import Sample
 from walvec.runtime.metrics import Metrics
 from walvec.runtime.settings import Settings
@@ -84,9 +85,7 @@ class Service:
         try:
             await asyncio.wait({follow, report, stopped}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (follow, report, stopped):
-                task.cancel()
-            done = await asyncio.gather(follow, report, stopped, return_exceptions=True)
+            done = await cancelled(follow, report, stopped)
             await self._wind_down(list(self._desks.values()))
             await self._channels.close()
             with suppress(ControlUnavailable):

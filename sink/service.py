@@ -28,6 +28,7 @@ from walvec.definitions.making import make
 from walvec.definitions.model import Generation, VectorTable
 from walvec.definitions.ports import Control
 from walvec.definitions.reports import Told
+from walvec.runtime.lifecycle import cancelled
 from walvec.runtime.measures import Sample
 from walvec.runtime.metrics import Metrics
 from walvec.runtime.settings import Settings
@@ -82,7 +83,7 @@ class Service:
                 if task.done():
                     task.result()
         finally:
-            await _cancelled(follow, report, stopped, *(d.task for d in self._desks.values()))
+            await cancelled(follow, report, stopped, *(d.task for d in self._desks.values()))
 
     async def _follow(self) -> None:
         while True:
@@ -91,7 +92,7 @@ class Service:
             for table_id, desk in list(self._desks.items()):
                 table = wanted.get(table_id)
                 if table is None or _other(desk.table, table):
-                    await _cancelled(desk.task)
+                    await cancelled(desk.task)
                     del self._desks[table_id]
                 else:
                     desk.table = table
@@ -225,9 +226,3 @@ def _other(old: VectorTable, new: VectorTable) -> bool:
 
 def _live(table: VectorTable) -> frozenset[object]:
     return frozenset((g.number, g.columns, g.key, g.source) for g in table.live_generations)
-
-
-async def _cancelled(*tasks: asyncio.Task[object] | asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ OWN_KEY = "WALVEC_SUPERVISOR_KEY"
 _WATCH_SECONDS = 0.5
 _M_ARENA_MAX = -8
 _ORPHAN_GRACE_SECONDS = 3.0
+_CANCEL_SECONDS = 6.0
 
 
 async def run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]], *, grace: float = 20.0) -> None:
@@ -113,6 +115,20 @@ async def pause(stop: asyncio.Event, seconds: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+async def cancelled(*tasks: asyncio.Future[Any]) -> list[Any]:
+    """Cancels them and waits until all have ended; what `gather(return_exceptions=True)` gives.
+
+    Whoever goes on is cancelled again after a while: a library may have made a failure of its own, or an answer, of the
+    first time (`asyncio.wait_for` does before Python 3.12), and a loop that lives through failures would never end.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_CANCEL_SECONDS)
+    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def supervised() -> bool:
