@@ -12,7 +12,7 @@ import logging
 from api.removals import Remover, remove_connection, remove_vector_table
 from walvec.contracts.errors import Conflict, ControlUnavailable, NotFound
 from walvec.definitions.model import Organization
-from walvec.runtime.lifecycle import pause
+from walvec.runtime.lifecycle import cancelled, pause
 
 log_ = logging.getLogger(__name__)
 _AGAIN_SECONDS = 2.0
@@ -66,6 +66,4 @@ async def _moved(remover: Remover, version: int, stop: asyncio.Event) -> None:
     try:
         await asyncio.wait({moved, stopped}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        moved.cancel()
-        stopped.cancel()
-        await asyncio.gather(moved, stopped, return_exceptions=True)
+        await cancelled(moved, stopped)

@@ -17,7 +17,7 @@ from walvec.contracts.errors import ControlUnavailable, WalvecError
 from walvec.definitions.model import Connection, VectorTable
 from walvec.definitions.ports import Control
 from walvec.definitions.removals import Removal
-from walvec.runtime.lifecycle import pause
+from walvec.runtime.lifecycle import cancelled, pause
 from walvec.transport.ports import Log
 from walvec.transport.records import (
     bridge_group,
@@ -87,9 +87,7 @@ class Remover:
                         raise error
                 await pause(stop, _LOOK_SECONDS)
         finally:
-            for task in working:
-                task.cancel()
-            await asyncio.gather(*working, return_exceptions=True)
+            await cancelled(*working)
 
     async def attempt(self, removal_id: str | None = None) -> bool:
         """One removal, or the next that is due; False = there was none to be had. Raises ControlUnavailable."""

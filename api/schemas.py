@@ -64,14 +64,23 @@ Float = Annotated[float, Field(allow_inf_nan=False), NUMBER]
 Bool = StrictBool
 
 
-def _lsn(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    try:
-        return handler(value)
-    except ValidationError as e:
-        raise ValueError("must be an LSN as pg_current_wal_lsn() tells it, for example 0/16B3748") from e
+def _told_as(words: str) -> WrapValidator:
+    """One failure in these words, where pydantic tells one of each kind that the value is not."""
+
+    def told(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as e:
+            raise ValueError(words) from e
+
+    return WrapValidator(told)
 
 
-Lsn = Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$"), WrapValidator(_lsn)]
+Lsn = Annotated[
+    str,
+    Field(pattern=r"^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$"),
+    _told_as("must be an LSN as pg_current_wal_lsn() tells it, for example 0/16B3748"),
+]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False), NUMBER]
 
 
@@ -287,14 +296,6 @@ Columns = Annotated[
 ]  # fmt: skip
 
 
-def _key_columns(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    """One failure, where pydantic tells one of each kind that the value is not."""
-    try:
-        return handler(value)
-    except ValidationError as e:
-        raise ValueError("must be the name of a column, or a list of 1 to 32 different ones") from e
-
-
 KeyColumns = Annotated[
     Word
     | Annotated[
@@ -302,7 +303,7 @@ KeyColumns = Annotated[
         Field(min_length=1, max_length=32, json_schema_extra={"uniqueItems": True}),
         AfterValidator(_unique),
     ],
-    WrapValidator(_key_columns),
+    _told_as("must be the name of a column, or a list of 1 to 32 different ones"),
 ]
 Model = Annotated[Text, Field(min_length=1, max_length=200)]
 Dimensions = Annotated[int, Field(ge=1, le=16_000), NUMBER]

@@ -275,6 +275,4 @@ async def _first(stop: Awaitable[Any], go: Awaitable[Any]) -> bool:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         return not waits[0].done()
     finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+        await cancelled(*waits)

@@ -29,6 +29,7 @@ from walvec.contracts.errors import (
 from walvec.definitions.making import ensure_topics
 from walvec.definitions.model import Generation, VectorTable
 from walvec.definitions.rebackfill import go_on_after
+from walvec.runtime.lifecycle import cancelled
 from walvec.runtime.retry import persistently
 from walvec.runtime.settings import EmbedderSettings
 from walvec.transport.ports import Consumer, Log
@@ -336,9 +337,7 @@ async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> Non
         await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         given_up = not task.done()
-        stopped.cancel()
-        task.cancel()
         # also where we are cancelled ourselves: nothing of it is left, and its failure is heard
-        await asyncio.gather(task, stopped, return_exceptions=True)
+        await cancelled(task, stopped)
     if not given_up:
         await task

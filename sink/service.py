@@ -140,8 +140,7 @@ class Service:
         try:
             await asyncio.wait((work,))
         finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            await cancelled(work)
         work.result()
 
     async def _work(self, desk: _Desk) -> None:

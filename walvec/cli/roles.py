@@ -26,7 +26,7 @@ from walvec.contracts.errors import (
 from walvec.definitions.ports import Control
 from walvec.runtime import addresses, retry
 from walvec.runtime.endpoint import Endpoint
-from walvec.runtime.lifecycle import pause, settle_memory
+from walvec.runtime.lifecycle import cancelled, pause, settle_memory
 from walvec.runtime.settings import Settings
 from walvec.transport.ports import Log
 
@@ -53,8 +53,7 @@ async def run_role(role: str, settings: Settings, stop: asyncio.Event) -> None:
     try:
         await patiently(role, once, stop, waits=endpoint.health.waits)
     finally:
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
+        await cancelled(serving)
 
 
 async def _run_once(
